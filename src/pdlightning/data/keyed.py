@@ -1,0 +1,95 @@
+"""Batches by key (spec D2): made where they are used, never stored, never drawn from a generator."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from pdlightning.functional.random import KeyedRandom
+
+Stream = Literal["train", "eval"]
+Batch = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class EndlessBatches:
+    """Iterates over `batch(start()), batch(start() + 1), ...`; `start` is asked anew by every iteration."""
+
+    batch: Callable[[int], Batch]
+    start: Callable[[], int]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch, count(self.start()))
+
+
+@dataclass(frozen=True)
+class FixedBatches:
+    """Iterates over `batch(0), ..., batch(length - 1)`: the same every time."""
+
+    batch: Callable[[int], Batch]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch, range(self.length))
+
+
+class KeyedDataModule(LightningDataModule):
+    """Base of the synthetic data: a subclass says how to draw the samples of one batch in `draw`.
+
+    Args:
+        batch_size: samples in one step over all ranks together; rank r of n makes the r-th n-th of them itself.
+        eval_batches: number of batches of the "eval" stream in one evaluation.
+        seed: key of every draw.
+
+    Inside a Trainer, batches are made on its device and the train loader starts at its step, so that a resumed run
+    goes on where it stopped. Outside, they are made on the CPU from step 0.
+    """
+
+    def __init__(self, *, batch_size: int, eval_batches: int, seed: int) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batches", eval_batches)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        self.batch_size = batch_size
+        self.eval_batches = eval_batches
+        self.seed = seed
+
+    @abstractmethod
+    def draw(self, random: KeyedRandom, stream: Stream) -> Batch:
+        """The samples at the positions of `random`, one row each."""
+
+    def batch(self, step: int, stream: Stream = "train") -> Batch:
+        """This rank's samples of the batch at `step` of a stream, a pure function of its arguments and the seed."""
+        rank, ranks, device = 0, 1, torch.device("cpu")
+        if self.trainer is not None:
+            rank, ranks = self.trainer.global_rank, self.trainer.world_size
+            device = self.trainer.strategy.root_device
+        if self.batch_size % ranks:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split evenly over {ranks} ranks: choose a multiple of {ranks}."
+            )
+        rows = self.batch_size // ranks
+        samples = torch.arange(rank * rows, (rank + 1) * rows, dtype=torch.int32, device=device)
+        # A fill, unlike torch.tensor, does not make an accelerator wait for the host.
+        at = torch.full((), step, dtype=torch.int32, device=device)
+        return self.draw(KeyedRandom.at(seed=self.seed, step=at, samples=samples), stream)
+
+    def train_dataloader(self) -> EndlessBatches:
+        return EndlessBatches(self.batch, self.first_step)
+
+    def val_dataloader(self) -> FixedBatches:
+        return FixedBatches(lambda step: self.batch(step, "eval"), self.eval_batches)
+
+    def first_step(self) -> int:
+        """Batches consumed so far by the attached trainer, 0 without one."""
+        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches

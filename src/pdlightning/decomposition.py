@@ -1,0 +1,189 @@
+"""ParameterDecomposition: the LightningModule that takes a target apart (spec 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from pdlightning import functional as pf
+from pdlightning.functional.losses import Pair
+from pdlightning.guards import FiniteGuard
+from pdlightning.metrics.loss import Loss
+from pdlightning.modules.ci import CausalImportances, CIFunction, Squash
+from pdlightning.modules.component_model import ComponentModel, ComponentsBySite
+from pdlightning.observation import Observation, observe
+from pdlightning.optimization import AdamW, FaithfulnessWarmup
+
+
+class Step(NamedTuple):
+    """What one training step computes: the total loss, every term's (sum, count), and the lower ci of every site."""
+
+    total: Tensor
+    pairs: dict[str, Pair]
+    ci_lower: dict[str, Tensor]
+
+
+class ParameterDecomposition(LightningModule):
+    """Decomposes the weights of a frozen target into rank-one subcomponents and a ci function.
+
+    Args:
+        target: the network to take apart, with no parameter that requires grad. Sites are put into it in place.
+        sites: pattern (fnmatch on module paths) -> C, the number of subcomponents.
+        ci_fn: from `pdlightning.modules`, such as `SharedMLP(hidden=[256])`.
+        losses: name -> loss, from `pdlightning.metrics`; the total is sum_i coeff_i * loss_i (spec L1).
+        components_optimizer, ci_optimizer: AdamW settings of V, U and of the ci function.
+        faithfulness_warmup: steps on faithfulness alone before step 0, or None.
+        squash: how ci logits become ci (spec I1).
+        seed: of the initial weights and of every draw (spec D2).
+        compile: compile the losses of a step with torch.compile.
+        run_batch: (target, batch) -> result; by default target(x), target(batch[0]) or target(**batch).
+        output: result -> the tensor compared; by default the tensor, `.logits`, or the first of a tuple.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: nn.Module,
+        sites: Mapping[str, int],
+        ci_fn: CIFunction,
+        losses: Mapping[str, Loss],
+        components_optimizer: AdamW | None = None,
+        ci_optimizer: AdamW | None = None,
+        faithfulness_warmup: FaithfulnessWarmup | None = None,
+        squash: Squash = "leaky_hard",
+        seed: int = 0,
+        compile: bool = False,
+        run_batch: Callable[[nn.Module, Any], Any] | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+    ):
+        super().__init__()
+        if not losses:
+            raise ValueError("No losses: pass losses={name: loss}, such as {'faithfulness': FaithfulnessLoss(coeff=1.0)}.")
+        self.model = ComponentModel(
+            target=target, sites=sites, ci_fn=ci_fn, squash=squash, seed=seed, run_batch=run_batch, output=output
+        )
+        self.losses = nn.ModuleDict(losses)
+        for name, loss in self.terms.items():
+            loss.term = name
+            loss.prepare(self.model)
+        if not any(loss.trained for loss in self.terms.values()):
+            raise ValueError(f"Every loss has coeff 0, so nothing would be trained: {', '.join(losses)}.")
+        self.optimizer_settings = {
+            "components": components_optimizer or AdamW(),
+            "ci_fn": ci_optimizer or AdamW(),
+        }
+        self.faithfulness_warmup = faithfulness_warmup
+        self.seed = seed
+        self.guard = FiniteGuard(self.model)
+        self.register_buffer("step_now", torch.zeros((), dtype=torch.int32), persistent=False)
+        self.compute_step = torch.compile(self._compute_step) if compile else self._compute_step
+
+    @property
+    def target(self) -> nn.Module:
+        return self.model.target
+
+    @property
+    def components(self) -> ComponentsBySite:
+        return self.model.components
+
+    @property
+    def terms(self) -> dict[str, Loss]:
+        return dict(self.losses.items())  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def causal_importances(self, batch: Any) -> CausalImportances:
+        """`.lower`, `.upper`, `.logits`: dict site -> `[*leading, C]` (spec I1), without gradient."""
+        return self.model.causal_importances(self.model.clean(batch).inputs)
+
+    def masked_forward(
+        self,
+        batch: Any,
+        masks: dict[str, Float[Tensor, "*leading C"]],
+        delta_masks: dict[str, Float[Tensor, " *leading"]] | None = None,
+        routes: dict[str, Bool[Tensor, " *leading"]] | None = None,
+    ) -> Tensor:
+        """The output when exactly the sites in `masks` run through their masked subcomponents (spec C4-C6)."""
+        return self.model.masked(batch, masks, delta_masks=delta_masks, routes=routes).output
+
+    def observe(self, batch: Any, *, step: Tensor, training: bool) -> Observation:
+        outputs = any(loss.needs_outputs for loss in self.terms.values())
+        return observe(self.model, batch, seed=self.seed, step=step, training=training, outputs=outputs)
+
+    def _compute_step(self, batch: Any, step: Tensor) -> Step:
+        observation = self.observe(batch, step=step, training=True)
+        pairs, weighted = {}, []
+        for name, loss in self.terms.items():
+            with torch.set_grad_enabled(loss.trained):
+                total, count = pairs[name] = loss.measure(observation)
+            if loss.trained:
+                weighted.append(loss.coeff.now * total / count)
+        return Step(torch.stack(weighted).sum(), pairs, observation.ci.lower)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        total, pairs, ci_lower = self.compute_step(batch, self.step_now)
+        for name, loss in self.terms.items():
+            loss.update(pairs[name])
+        log_now = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        if log_now or total.device.type == "cpu":  # elsewhere the look would make the host wait in every step
+            self.guard.check(batch, total, pairs, ci_lower, step=self.global_step)
+        if log_now:
+            self.log_step(total, ci_lower)
+        return total
+
+    def log_step(self, total: Tensor, ci_lower: dict[str, Tensor]) -> None:
+        """Every term unweighted under its own name, averaged since the last log; the total and L0 of this step."""
+        values = {f"loss/{name}": loss.compute() for name, loss in self.terms.items()}
+        for loss in self.terms.values():
+            loss.reset()
+        values["loss/total"] = total.detach()
+        values["train/ci_l0"] = sum(pf.l0(lower, 0.0).float().mean() for lower in ci_lower.values())  # type: ignore[assignment]
+        for name, settings in self.optimizer_settings.items():
+            values[f"lr/{name}"] = torch.tensor(settings.lr_at(self.global_step, self.steps))
+        self.log_dict(values)
+
+    def set_progress(self, step: int) -> None:
+        """Bring the keys of the draws and every schedule to this step (spec 6 part 1)."""
+        self.step_now.fill_(step)
+        for loss in self.terms.values():
+            loss.set_progress(step, self.steps)
+
+    def on_fit_start(self) -> None:
+        """The length of the training, which every schedule is a fraction of."""
+        self.steps = int(self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches)
+
+    def on_train_start(self) -> None:
+        if self.faithfulness_warmup is not None and self.global_step == 0:
+            self.faithfulness_warmup.run(self.model)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.set_progress(self.global_step)
+        for group in self.optimizer_groups():
+            group["lr"] = self.optimizer_settings[group["name"]].lr_at(self.global_step, self.steps)
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer.param_groups
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = {"components": self.components.parameters(), "ci_fn": self.model.ci_fn.parameters()}
+        groups = [settings.group(name, parameters[name]) for name, settings in self.optimizer_settings.items()]
+        return torch.optim.AdamW(groups, fused=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Each group by its own norm, with norm + 1e-6 in the denominator (spec 6 part 9)."""
+        if gradient_clip_val is not None:
+            raise ValueError("Trainer(gradient_clip_val) would clip all groups as one: use AdamW(clip=...) of each group.")
+        for group in optimizer.param_groups:
+            if (clip := self.optimizer_settings[group["name"]].clip) is not None:
+                nn.utils.clip_grad_norm_(group["params"], clip)

@@ -1,0 +1,32 @@
+"""Every loss and every evaluation: one torchmetrics.Metric each, thin over `pdlightning.functional`.
+
+The figures are in `pdlightning.metrics.figures`, which needs matplotlib.
+"""
+
+from pdlightning.metrics.comparisons import Comparison, HiddenMSE, OutputKL, OutputMSE
+from pdlightning.metrics.evaluation import CIL0, Evaluation, HiddenActsError
+from pdlightning.metrics.faithfulness import FaithfulnessLoss
+from pdlightning.metrics.importance import ImportanceMinimalityLoss, SmoothL0Loss
+from pdlightning.metrics.ladder import PGDLadder
+from pdlightning.metrics.loss import Loss
+from pdlightning.metrics.probe import DenseError, IdentityError, WeightMatch
+from pdlightning.metrics.reconstruction import ReconstructionLoss
+
+__all__ = [
+    "CIL0",
+    "Comparison",
+    "DenseError",
+    "Evaluation",
+    "FaithfulnessLoss",
+    "HiddenActsError",
+    "HiddenMSE",
+    "IdentityError",
+    "ImportanceMinimalityLoss",
+    "Loss",
+    "OutputKL",
+    "OutputMSE",
+    "PGDLadder",
+    "ReconstructionLoss",
+    "SmoothL0Loss",
+    "WeightMatch",
+]

@@ -1,0 +1,126 @@
+"""The base of evaluations that are no losses, and the ones that count (spec E1, E5)."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from pdlightning import functional as pf
+from pdlightning.modules.ci import site_key
+from pdlightning.modules.component_model import ComponentModel
+from pdlightning.observation import Observation
+
+if TYPE_CHECKING:  # numbers need no matplotlib
+    from matplotlib.figure import Figure
+
+Results = dict[str, Tensor]
+
+
+class Evaluation(Metric):
+    """Updated with observations of the evaluation batches; `compute` gives named numbers, or figures where it `draws`.
+
+    An empty name stands for the evaluation itself: `{"": x}` is logged under the key the evaluation has.
+    """
+
+    full_state_update = False
+    needs_outputs = False
+    draws = False
+
+    def __init__(self, **metric_arguments: Any):
+        super().__init__(**metric_arguments)
+        self.term = type(self).__name__
+
+    def prepare(self, model: ComponentModel) -> None:
+        """Called once with the model, before any observation: make the states that depend on its sites."""
+
+    def update(self, observation: Observation) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must take an observation in update.")
+
+    def compute(self) -> Results | dict[str, Figure]:
+        raise NotImplementedError(f"{type(self).__name__} must return named results from compute.")
+
+
+def matching_sites(model: ComponentModel, pattern: str) -> list[str]:
+    """The sites whose path fits an fnmatch pattern; an error lists them all where none does."""
+    found = [site for site in model.components if fnmatchcase(site, pattern)]
+    if not found:
+        raise ValueError(f"Pattern {pattern!r} matches no site. The sites: {', '.join(model.components)}.")
+    return found
+
+
+class PositionSums(Evaluation):
+    """Base of the evaluations that add something up over positions, site by site: `sums[site] / positions`."""
+
+    positions: Tensor
+
+    def site_sum(self, observation: Observation, site: str) -> Tensor:
+        """What one observation adds for a site."""
+        raise NotImplementedError(f"{type(self).__name__} must say what a site adds in site_sum.")
+
+    def state_like(self, model: ComponentModel, site: str) -> Tensor:
+        return torch.zeros(model.components[site].C)
+
+    def prepare(self, model: ComponentModel) -> None:
+        self.sites = list(model.components)
+        self.add_state("positions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        for site in self.sites:
+            self.add_state(site_key(site), self.state_like(model, site), dist_reduce_fx="sum")
+
+    def update(self, observation: Observation) -> None:
+        for site in self.sites:
+            getattr(self, site_key(site)).add_(self.site_sum(observation, site))
+        self.positions += observation.leading_size
+
+    def means(self) -> dict[str, Tensor]:
+        return {site: getattr(self, site_key(site)) / self.positions for site in self.sites}
+
+
+class CIL0(PositionSums):
+    """Mean over positions of #(lower > threshold), per site, per named group of sites, and in total (spec E1).
+
+    Args:
+        threshold: part of the logged name, as in `ci_l0_0.1`.
+        groups: name -> fnmatch pattern of sites.
+    """
+
+    def __init__(self, *, threshold: float, groups: dict[str, str] | None = None, **metric_arguments: Any):
+        super().__init__(**metric_arguments)
+        self.threshold, self.groups = threshold, groups or {}
+
+    def state_like(self, model: ComponentModel, site: str) -> Tensor:
+        return torch.zeros(())
+
+    def prepare(self, model: ComponentModel) -> None:
+        super().prepare(model)
+        self.members = {name: matching_sites(model, pattern) for name, pattern in self.groups.items()}
+
+    def site_sum(self, observation: Observation, site: str) -> Tensor:
+        return pf.l0(observation.ci.lower[site], self.threshold).sum()
+
+    def compute(self) -> Results:
+        by_site = self.means()
+        groups = {name: torch.stack([by_site[s] for s in sites]).sum() for name, sites in self.members.items()}
+        return {**by_site, **groups, "total": torch.stack(list(by_site.values())).sum()}
+
+
+class HiddenActsError(PositionSums):
+    """Mean squared error of each site's output under the ci masking, per element (spec E5)."""
+
+    needs_outputs = True
+
+    def state_like(self, model: ComponentModel, site: str) -> Tensor:
+        return torch.zeros(())
+
+    def update(self, observation: Observation) -> None:
+        masked = observation.model.masked(observation.batch, observation.ci.lower, outputs=True)
+        for site in self.sites:
+            total, _ = pf.squared_error(observation.clean.outputs[site], masked.outputs[site])
+            getattr(self, site_key(site)).add_(total / masked.outputs[site].shape[-1])
+        self.positions += observation.leading_size
+
+    def compute(self) -> Results:
+        return self.means()

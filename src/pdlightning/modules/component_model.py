@@ -1,0 +1,169 @@
+"""The component model: a frozen target whose sites can run through masked subcomponents (spec 2-3, 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from pdlightning.functional.random import KeyedRandom
+from pdlightning.modules.batches import default_output, default_run_batch
+from pdlightning.modules.ci import SQUASHINGS, CausalImportances, CIFunction, CIShape, Squash, site_key
+from pdlightning.modules.site import Components, CurrentPass, Pass, Site
+from pdlightning.modules.surgery import find_sites, install, uninstall
+
+
+@dataclass(eq=False)
+class Run:
+    """One forward of the target: its output and, where they were asked for, the inputs and outputs of the sites."""
+
+    output: Tensor
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+class ComponentsBySite(nn.Module, Mapping[str, Components]):
+    """Mapping site path -> components. State keys read `layers/0/mlp_in.V`, whatever the target's own keys are."""
+
+    __hash__ = nn.Module.__hash__  # a Mapping compares by content and so would lose it
+    __eq__ = nn.Module.__eq__
+
+    def __init__(self, components: list[Components]):
+        super().__init__()
+        self._by_path = {c.path: c for c in components}
+        for c in components:
+            self.add_module(site_key(c.path), c)
+
+    def __getitem__(self, path: str) -> Components:
+        if path not in self._by_path:
+            raise KeyError(f"No site {path!r}. The sites: {', '.join(self._by_path)}.")
+        return self._by_path[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_path)
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+
+class ComponentModel(nn.Module):
+    """A frozen target with a site in the place of every matched module, and the ci function.
+
+    Args:
+        target: the network to decompose; no parameter may require grad (spec C8). Its modules are replaced in place;
+            `restore` takes the target back unchanged.
+        sites: pattern (fnmatch on module paths) -> C.
+        ci_fn: predicts causal importances from the inputs of the sites.
+        squash: how logits become ci (spec I1).
+        seed: of the initial V, U and ci function.
+        run_batch: (target, batch) -> the target's result; default see `default_run_batch`.
+        output: result -> the tensor that is compared; default see `default_output`.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: nn.Module,
+        sites: Mapping[str, int],
+        ci_fn: CIFunction,
+        squash: Squash = "leaky_hard",
+        seed: int = 0,
+        run_batch: Callable[[nn.Module, Any], Any] | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+    ):
+        super().__init__()
+        _check_frozen(target)
+        if squash not in SQUASHINGS:
+            raise ValueError(f"Unknown squash {squash!r}: expected one of {', '.join(SQUASHINGS)}.")
+        specs = find_sites(target, sites)
+        self._target = (target.eval(),)  # in a tuple: outside parameters(), state_dict() and train()
+        self._current = CurrentPass()
+        self.squash: Squash = squash
+        self.run_batch = run_batch or default_run_batch
+        self.output = output or default_output
+        self.components = ComponentsBySite([install(target, spec, self._current, seed=seed) for spec in specs])
+        self.ci_fn = ci_fn
+        ci_fn.build({path: CIShape(_ci_width(ci_fn, c), c.C) for path, c in self.components.items()}, seed=seed)
+        some = next(iter(self.components.values())).V
+        ci_fn.to(device=some.device, dtype=some.dtype)
+
+    @property
+    def target(self) -> nn.Module:
+        return self._target[0]
+
+    def restore(self) -> nn.Module:
+        """Take the target back as it was; this model is of no use afterwards."""
+        uninstall(self.target)
+        return self.target
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.target._apply(fn)  # the target is no submodule, but it moves with us
+        return super()._apply(fn, recurse)
+
+    def clean(self, batch: Any, *, outputs: bool = False) -> Run:
+        """The target as it is, with the inputs (and outputs) of the sites written down; no gradient."""
+        with torch.no_grad():
+            return self._run(batch, Pass(inputs={}, outputs={} if outputs else None))
+
+    def masked(
+        self,
+        batch: Any,
+        masks: dict[str, Float[Tensor, "*leading C"]],
+        *,
+        delta_masks: dict[str, Float[Tensor, " *leading"]] | None = None,
+        routes: dict[str, Bool[Tensor, " *leading"]] | None = None,
+        outputs: bool = False,
+    ) -> Run:
+        """A forward in which exactly the sites in `masks` run through their subcomponents (spec C4-C6)."""
+        for name, given in (("delta_masks", delta_masks), ("routes", routes)):
+            if given is not None and given.keys() != masks.keys():
+                raise ValueError(f"{name} must name the sites of masks, {sorted(masks)}, got {sorted(given)}.")
+        if unknown := masks.keys() - self.components.keys():
+            raise ValueError(f"masks name {sorted(unknown)}, but the sites are {list(self.components)}.")
+        return self._run(batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None))
+
+    def _run(self, batch: Any, now: Pass) -> Run:
+        self._current.value = now
+        try:
+            output = self.output(self.run_batch(self.target, batch))
+        finally:
+            self._current.value = None
+        return Run(output, now.inputs or {}, now.outputs or {})
+
+    def causal_importances(self, inputs: dict[str, Tensor]) -> CausalImportances:
+        """ci from the clean inputs of the sites (spec I1)."""
+        if missing := [path for path in self.components if path not in inputs]:
+            raise RuntimeError(f"The forward of the target never ran the sites {missing}: leave them out of `sites`.")
+        logits = self.ci_fn({path: self._ci_input(c, inputs[path]) for path, c in self.components.items()})
+        return CausalImportances.from_logits(logits, self.squash)
+
+    def _ci_input(self, components: Components, x: Tensor) -> Tensor:
+        reads_activation = self.ci_fn.reads == "component" or components.kind == "embedding"
+        return components.activation(x) if reads_activation else x
+
+    def noisy_lower(self, ci: CausalImportances, random: KeyedRandom) -> dict[str, Tensor]:
+        """The lower branch at 1.05 * x - 0.05 * u, u ~ U[0, 1]: what binomial sources interpolate (spec I3)."""
+        lower, _ = SQUASHINGS[self.squash]
+        return {
+            path: lower(1.05 * x - 0.05 * random.uniform(x.shape[-1], "ci", path, "noise").to(x))
+            for path, x in ci.logits.items()
+        }
+
+
+def _ci_width(ci_fn: CIFunction, components: Components) -> int:
+    return components.C if components.kind == "embedding" else components.d_in
+
+
+def _check_frozen(target: nn.Module) -> None:
+    if any(isinstance(module, Site) for module in target.modules()):
+        raise ValueError("The target already has sites in it: call .restore() on its component model first.")
+    trainable = [name for name, p in target.named_parameters() if p.requires_grad]
+    if trainable:
+        raise ValueError(
+            f"The target must be frozen, but {len(trainable)} of its parameters require grad ({', '.join(trainable[:3])}, ...)."
+            " Call target.requires_grad_(False) first."
+        )

@@ -1,0 +1,169 @@
+"""A site: one decomposed weight matrix, standing in the place of the target's module (spec 2)."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from pdlightning.functional.components import masked_product
+from pdlightning.functional.random import key_generator
+
+SiteKind = Literal["linear", "conv1d", "embedding", "identity"]
+SUPPORTED = "nn.Linear, transformers' Conv1D, nn.Embedding, or `<path>.pre_identity` in front of a module"
+
+
+def site_kind(module: nn.Module) -> SiteKind | None:
+    """The kind of site a module makes, or None where it cannot be decomposed (spec C1)."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    transformers = sys.modules.get("transformers.pytorch_utils")  # a Conv1D cannot exist before it is imported
+    return "conv1d" if transformers is not None and isinstance(module, transformers.Conv1D) else None
+
+
+class Components(nn.Module):
+    """The subcomponents of one site: V (d_in, C) meets the input, U (C, d_out) makes the output.
+
+    V ~ N(0, 1/sqrt(d_in)), U ~ N(0, 1/sqrt(C)), standard deviations, drawn by the key (seed, path) (spec C3).
+    `target_weight` is the frozen matrix in nn.Linear's (d_out, d_in) layout, `target_bias` its bias or None.
+    """
+
+    def __init__(self, *, path: str, kind: SiteKind, module: nn.Module, C: int, seed: int, width: int = 0):
+        super().__init__()
+        self.path, self.kind, self.C = path, kind, C
+        self._frozen = (module,)  # in a tuple, so that the target's parameters never become ours
+        self._width = width
+        self.d_out, self.d_in = (width, width) if kind == "identity" else tuple(self.target_weight.shape)
+        like = None if kind == "identity" else self.target_weight
+        generator = key_generator(seed, "init", path)
+        self.V = nn.Parameter(_normal(self.d_in, C, std=self.d_in**-0.5, like=like, generator=generator))
+        self.U = nn.Parameter(_normal(C, self.d_out, std=C**-0.5, like=like, generator=generator))
+
+    @property
+    def target_weight(self) -> Float[Tensor, "d_out d_in"]:
+        if self.kind == "identity":
+            return torch.eye(self._width, dtype=self.V.dtype, device=self.V.device)
+        weight = self._frozen[0].weight
+        assert isinstance(weight, Tensor)
+        return (weight if self.kind == "linear" else weight.T).detach()
+
+    @property
+    def target_bias(self) -> Tensor | None:
+        """The frozen bias as a tensor, never the target's Parameter: it is added, not trained (spec C2)."""
+        bias = getattr(self._frozen[0], "bias", None) if self.kind in ("linear", "conv1d") else None
+        return None if bias is None else bias.detach()
+
+    @property
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """(V U)^T, the sum of all subcomponents in nn.Linear's layout."""
+        return (self.V @ self.U).T
+
+    @property
+    def weight_delta(self) -> Float[Tensor, "d_out d_in"]:
+        """D = W - (V U)^T: what the subcomponents miss."""
+        return self.target_weight - self.weight
+
+    def activation(self, x: Tensor) -> Float[Tensor, "*leading C"]:
+        """x V; for an embedding the row V[x], never a one-hot product (spec C1)."""
+        return F.embedding(x, self.V) if self.kind == "embedding" else x @ self.V
+
+    def target_product(self, x: Tensor) -> Float[Tensor, "*leading d_out"]:
+        """x W^T with the frozen weight, without bias."""
+        match self.kind:
+            case "identity":
+                return x
+            case "embedding":
+                return self._frozen[0](x)
+            case _:
+                return F.linear(x, self.target_weight)
+
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None, delta_mask: Tensor | None, route: Bool[Tensor, " *leading"] | None
+    ) -> Float[Tensor, "*leading d_out"]:
+        """The site's output where `route` is True (None: everywhere), the target's elsewhere (spec C4, C6)."""
+        bias = self.target_bias
+        x_weight = None if delta_mask is None and route is None else self.target_product(x)
+        out = masked_product(
+            self.activation(x), self.U, mask=mask, delta_mask=delta_mask, x_weight=x_weight, bias=bias
+        )
+        if route is None or x_weight is None:
+            return out
+        return torch.where(route.unsqueeze(-1), out, x_weight if bias is None else x_weight + bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.path}, {self.kind}, d_in={self.d_in}, d_out={self.d_out}, C={self.C}"
+
+
+def _normal(*shape: int, std: float, like: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Drawn in float32 on the CPU whatever the target is, so that the same key gives the same start everywhere."""
+    draw = torch.randn(*shape, generator=generator, dtype=torch.float32) * std
+    return draw if like is None else draw.to(device=like.device, dtype=like.dtype)
+
+
+@dataclass(eq=False)
+class Pass:
+    """What the sites do in one forward of the target, and what they write down.
+
+    Sites named in `masks` run through their masked subcomponents, all others run the target's weight (spec C6).
+    """
+
+    masks: dict[str, Float[Tensor, "*leading C"]] = field(default_factory=dict)
+    delta_masks: dict[str, Float[Tensor, " *leading"]] | None = None
+    routes: dict[str, Bool[Tensor, " *leading"]] | None = None
+    inputs: dict[str, Tensor] | None = None
+    outputs: dict[str, Tensor] | None = None
+
+
+class CurrentPass:
+    """The pass that the sites of one model are in; None while the target runs as it always did."""
+
+    def __init__(self) -> None:
+        self.value: Pass | None = None
+
+
+class Site(nn.Module):
+    """Stands in the place of the target's module; outside a pass it is that module."""
+
+    def __init__(self, *, module: nn.Module, components: Components, current: CurrentPass):
+        super().__init__()
+        self.module = module
+        self.components = components
+        self._current = current
+
+    def forward(self, x: Tensor) -> Tensor:
+        now, path = self._current.value, self.components.path
+        if now is None:
+            return self.module(x)
+        if now.inputs is not None:
+            now.inputs[path] = x
+        if path in now.masks:
+            out = self.components(
+                x,
+                mask=now.masks[path],
+                delta_mask=None if now.delta_masks is None else now.delta_masks[path],
+                route=None if now.routes is None else now.routes[path],
+            )
+        else:
+            out = self.module(x)
+        if now.outputs is not None:
+            now.outputs[path] = out
+        return out
+
+
+class PreIdentity(nn.Module):
+    """A module with an identity site in front of its first argument (spec C1)."""
+
+    def __init__(self, *, site: Site, module: nn.Module):
+        super().__init__()
+        self.pre_identity = site
+        self.module = module
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self.module(self.pre_identity(x), *args, **kwargs)

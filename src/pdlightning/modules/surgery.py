@@ -1,0 +1,113 @@
+"""Finding the sites of a target by pattern (spec C7) and putting them in place (design decision 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from pdlightning.modules.site import SUPPORTED, Components, CurrentPass, PreIdentity, Site, SiteKind, site_kind
+
+PRE_IDENTITY = ".pre_identity"
+
+
+@dataclass(frozen=True)
+class SiteSpec:
+    """One match: the path of the site, the module it concerns, its kind, and C."""
+
+    path: str
+    kind: SiteKind
+    C: int
+    width: int = 0
+
+    @property
+    def module_path(self) -> str:
+        return self.path.removesuffix(PRE_IDENTITY) if self.kind == "identity" else self.path
+
+
+def find_sites(target: nn.Module, sites: Mapping[str, int]) -> list[SiteSpec]:
+    """The sites that the patterns name, in the order of the target's modules (spec C7).
+
+    Raises:
+        ValueError: no pattern at all, C < 1, a pattern that matches nothing (the candidates are listed), or a module
+            matched by two patterns.
+        TypeError: a pattern names a module that cannot be decomposed.
+    """
+    if not sites:
+        raise ValueError("No sites to decompose: pass sites={pattern: C}, such as {'layers.*.mlp_in': 100}.")
+    modules = {path: m for path, m in target.named_modules(remove_duplicate=False) if path}
+    found: dict[str, tuple[str, SiteSpec]] = {}
+    for pattern, C in sites.items():
+        if isinstance(C, bool) or not isinstance(C, int) or C < 1:
+            raise ValueError(f"sites[{pattern!r}]: C, the number of subcomponents, must be an integer >= 1, got {C!r}.")
+        for spec in _matches(modules, pattern, C):
+            if spec.path in found:
+                raise ValueError(
+                    f"Site {spec.path!r} is matched by two patterns, {found[spec.path][0]!r} and {pattern!r}: make them disjoint."
+                )
+            found[spec.path] = (pattern, spec)
+    order = {path: i for i, path in enumerate(modules)}
+    return sorted((s for _, s in found.values()), key=lambda s: (order[s.module_path], s.kind != "identity"))
+
+
+def _matches(modules: dict[str, nn.Module], pattern: str, C: int) -> list[SiteSpec]:
+    if pattern.endswith(PRE_IDENTITY):
+        paths = [path for path in modules if fnmatchcase(path, pattern.removesuffix(PRE_IDENTITY))]
+        specs = [SiteSpec(path + PRE_IDENTITY, "identity", C, _input_width(path, modules[path])) for path in paths]
+    else:
+        paths = [path for path in modules if fnmatchcase(path, pattern)]
+        kinds = {path: site_kind(modules[path]) for path in paths}
+        specs = [SiteSpec(path, kind, C) for path, kind in kinds.items() if kind is not None]
+        for path, kind in kinds.items():
+            # Containers that a wildcard sweeps up on the way to their leaves are no mistake; a named one is.
+            if kind is None and (not specs or not any(modules[path].children())):
+                raise TypeError(
+                    f"Pattern {pattern!r} matches {path!r}, a {type(modules[path]).__name__}, which cannot be decomposed."
+                    f" The kinds that work: {SUPPORTED}."
+                )
+    if not specs:
+        candidates = [path for path, module in modules.items() if site_kind(module) is not None]
+        raise ValueError(f"Pattern {pattern!r} matches no module. The modules that can be decomposed: {', '.join(candidates)}.")
+    return specs
+
+
+def _input_width(path: str, module: nn.Module) -> int:
+    """The width of what enters a module: that of the first matrix in it."""
+    for inner in module.modules():
+        match site_kind(inner):
+            case "linear":
+                return inner.in_features  # type: ignore[return-value]
+            case "conv1d":
+                return inner.weight.shape[0]  # type: ignore[union-attr, index]
+    raise TypeError(
+        f"Cannot put an identity in front of {path!r}, a {type(module).__name__}: no nn.Linear or Conv1D in it tells the width of its input."
+    )
+
+
+def install(target: nn.Module, spec: SiteSpec, current: CurrentPass, *, seed: int) -> Components:
+    """Replace the module at the spec's path by its site; returns the site's components."""
+    module = target.get_submodule(spec.module_path)
+    if isinstance(module, PreIdentity):  # the identity in front was installed first
+        target, owner_path = module, "module"
+        module = module.module
+    else:
+        owner_path = spec.module_path
+    components = Components(
+        path=spec.path, kind=spec.kind, module=module, C=spec.C, seed=seed, width=spec.width
+    )
+    site = Site(module=nn.Identity() if spec.kind == "identity" else module, components=components, current=current)
+    target.set_submodule(owner_path, PreIdentity(site=site, module=module) if spec.kind == "identity" else site)
+    return components
+
+
+def uninstall(target: nn.Module) -> None:
+    """Put every module back in the place its site stood in."""
+    for path, module in list(target.named_modules(remove_duplicate=False)):
+        if isinstance(module, PreIdentity):
+            inner = module.module
+            target.set_submodule(path, inner.module if isinstance(inner, Site) else inner)
+    for path, module in list(target.named_modules(remove_duplicate=False)):
+        if isinstance(module, Site):
+            target.set_submodule(path, module.module)

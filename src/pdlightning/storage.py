@@ -1,0 +1,338 @@
+"""Files that are complete or absent: written beside their place, fsynced, renamed (atomic on one file system).
+
+A temporary name, `.<name>.<host>-<pid>-<random>.tmp`, never looks like a result, and the next write into the folder
+removes those whose process is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+
+FORMAT_VERSION = 1
+TENSORS, METADATA = "tensors.safetensors", "metadata.json"
+PACKAGES = ("pdlightning", "torch", "lightning", "torchmetrics", "hydra-core", "safetensors", "transformers")
+
+
+class StorageError(RuntimeError):
+    """A file could not be written or read; the message has the file, what survives and what to do."""
+
+
+class CheckpointError(StorageError):
+    """The same for a checkpoint."""
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` with a binary file that takes the place of `path` once it is complete and on the disk.
+
+    When anything fails, what stood at `path` before is untouched. A full disk and its kin raise a `StorageError`;
+    another exception of `write` passes through.
+    """
+    path = Path(path)
+    with _beside(path) as temporary:
+        with temporary.open("wb") as file:
+            write(file)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+
+
+def atomic_write_bytes(path: str | Path, content: bytes) -> None:
+    """`atomic_write` of `content`."""
+    atomic_write(path, lambda file: file.write(content))
+
+
+def atomic_write_text(path: str | Path, content: str) -> None:
+    """`atomic_write` of `content` in UTF-8."""
+    atomic_write_bytes(path, content.encode())
+
+
+def atomic_write_json(path: str | Path, value: Any) -> None:
+    """`atomic_write` of `value` as indented JSON; a `TypeError` if it is not made of plain values."""
+    atomic_write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `path` when the block ends well.
+
+    When it does not, the old folder stays and the new one is removed. No file system replaces a folder that has
+    content in one move, so the old one stands at `.<name>.previous` for an instant; `complete_folder` finds it there.
+    """
+    path = Path(path)
+    previous = path.with_name(f".{path.name}.previous")
+    with _beside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for below in [*temporary.rglob("*"), temporary]:
+            _sync(below)
+        if path.exists():
+            _remove(previous)
+            os.rename(path, previous)
+        os.rename(temporary, path)
+        _sync(path.parent)
+        _remove(previous)
+
+
+def complete_folder(path: str | Path) -> Path:
+    """`path`, or the previous version of it if a process died between the two renames of `atomic_folder`."""
+    path = Path(path)
+    previous = path.with_name(f".{path.name}.previous")
+    return previous if previous.exists() and not path.exists() else path
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints, complete or absent, and readable without running code from the file.
+
+    Give it to the Trainer as `plugins=[AtomicCheckpointIO()]`. Saving refuses what `torch.load(weights_only=True)`
+    would not read back, so that a resume cannot be the first to find out.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write `checkpoint`; a `CheckpointError` says which earlier one survives."""
+        if storage_options is not None:
+            raise TypeError(f"storage_options are not supported by AtomicCheckpointIO, got {storage_options!r}")
+
+        def write(file: BinaryIO) -> None:
+            torch.save(checkpoint, file)
+            file.flush()
+            try:
+                torch.load(file.name, map_location="meta", mmap=True, weights_only=True)
+            except pickle.UnpicklingError as error:
+                raise CheckpointError(
+                    f"{path} was not written: only tensors and plain containers can be read back safely, and it holds "
+                    f"something else. Look at your state_dict() and on_save_checkpoint(): {_one_line(error)}"
+                ) from error
+
+        try:
+            atomic_write(path, write)
+        except StorageError as error:
+            raise CheckpointError(f"{error}\n{_other_checkpoints(Path(path))}") from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint whose checksums hold (torch writes them, and does not compare them)."""
+        path = Path(path)
+        if (damage := _damage(path)) is not None:
+            raise CheckpointError(f"{path}: {damage}. {_other_checkpoints(path)}")
+        try:
+            return torch.load(path, map_location=map_location, weights_only=weights_only is not False)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path}: it holds Python objects, and loading them could run code from the file. Ours hold tensors "
+                f"and plain containers only. If you trust its origin, pass weights_only=False. ({_one_line(error)})"
+            ) from error
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint; one that is not there is fine."""
+        _remove(Path(path))
+
+
+def latest_checkpoint(folder: str | Path) -> Path:
+    """The complete checkpoint with the highest step of a run folder or of its `checkpoints/`.
+
+    A checkpoint is named `step=<number>.ckpt` (anything may follow the number, after a `-`). Damaged ones are passed
+    over with a warning; a `CheckpointError` when none is left.
+    """
+    folder = Path(folder)
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    damaged = []
+    for path in _by_step(folder):
+        if (damage := _damage(path)) is None:
+            return path
+        damaged.append(f"{path.name}: {damage}")
+        warnings.warn(f"{path}: {damage}; falling back to the checkpoint before it", stacklevel=2)
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
+    raise CheckpointError(
+        f"no complete checkpoint: looked for step=<number>.ckpt in {folder.absolute()} and found {damaged or there}. "
+        f"Check the run folder's path, or start again without resuming"
+    )
+
+
+def save_decomposition(folder: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors (safetensors) and plain metadata (JSON) as one folder, whole or absent. Nothing is pickled."""
+    from safetensors.torch import save
+
+    stored = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    content = {"format_version": FORMAT_VERSION, "tensors": _described(stored), "metadata": dict(metadata)}
+    with atomic_folder(folder) as new:
+        (new / TENSORS).write_bytes(save(stored))
+        (new / METADATA).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_decomposition(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the metadata of `save_decomposition`; a `StorageError` unless both are whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = complete_folder(folder)
+    content = _read(folder / METADATA, lambda path: json.loads(path.read_text()), ValueError)
+    version = content.get("format_version", "unknown") if isinstance(content, dict) else "unknown"
+    if version != FORMAT_VERSION:
+        raise StorageError(
+            f"{folder}: its format version is {version}, and this pdlightning reads {FORMAT_VERSION}; load it with the "
+            f"version of pdlightning that wrote it"
+        )
+    tensors: dict[str, Tensor] = _read(folder / TENSORS, load_file, SafetensorError)
+    found, recorded = _described(tensors), content["tensors"]
+    for name in sorted(found.keys() | recorded.keys()):
+        if found.get(name) != recorded.get(name):
+            raise StorageError(
+                f"{folder}: tensor '{name}' is {found.get(name, 'absent')} in {TENSORS} but "
+                f"{recorded.get(name, 'absent')} in {METADATA}; one of them was changed, export the run again"
+            )
+    return tensors, content["metadata"]
+
+
+def _read(path: Path, read: Callable[[Path], Any], broken: type[Exception]) -> Any:
+    if not path.is_file():
+        raise StorageError(f"{path} is missing, so {path.parent} is not a decomposition; check the path")
+    try:
+        return read(path)
+    except broken as error:
+        raise StorageError(f"{path}: truncated or damaged ({error}); export the run again") from error
+
+
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    return {name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()}
+
+
+def run_environment() -> dict[str, Any]:
+    """What a run ran on: versions (None: not installed), platform, machine, and our own checkout's git commit."""
+    versions: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    # A virtual environment may lie inside somebody else's checkout: the commit counts only if git tracks this file.
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit = _git("rev-parse", "HEAD") if tracked else None
+    changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    git = None if commit is None else {"commit": commit, "dirty": changes != ""}
+    return {"versions": versions, "platform": platform.platform(), "machine": socket.gethostname(), "git": git}
+
+
+def _git(*words: str) -> str | None:
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`, gone at the end; a failing disk becomes a `StorageError`."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        yield temporary
+    except (OSError, RuntimeError) as error:
+        # torch.save hides the OSError of a full disk behind the RuntimeError of closing its archive.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise StorageError(_failed_write(path, cause)) from error
+    finally:
+        with contextlib.suppress(OSError):  # a disk that fails here too leaves a name that is no result
+            _remove(temporary)
+
+
+def _failed_write(path: Path, cause: OSError) -> str:
+    survivor, earlier = "There was no earlier version", complete_folder(path)
+    if earlier.exists():
+        written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(earlier.stat().st_mtime))
+        survivor = f"The version written at {written} is still there, complete: {earlier}"
+    remedy = "Check the path, its permissions and its file system"
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.exists())).free
+        remedy = f"Free space there ({free / 1e6:.0f} MB are left): delete old runs or checkpoints, then resume"
+    return f"{path} was not written: {cause}. {survivor}. {remedy}"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders of this machine's dead processes."""
+    for leftover in folder.glob(".*.tmp"):
+        owner = re.fullmatch(rf".*\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+\.tmp", leftover.name)
+        if owner is None:
+            continue
+        try:
+            with contextlib.suppress(PermissionError):  # somebody else's process, and running
+                os.kill(int(owner[1]), 0)
+        except ProcessLookupError:
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the highest step first; of equals the youngest."""
+    found = []
+    for path in folder.glob("*.ckpt"):
+        if step := re.search(r"(?:^|-)step=(\d+)(?:-[^.]*)?\.ckpt$", path.name):
+            found.append((int(step[1]), path.stat().st_mtime, path))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def _damage(path: Path) -> str | None:
+    """Why a checkpoint is not whole; None if it is. A zip ends with its index, so a truncated one has none."""
+    if path.is_dir():  # sharded: torch.distributed.checkpoint writes its .metadata last, Lightning then meta.pt
+        return _damage(path / "meta.pt") if (path / ".metadata").exists() else "its .metadata is missing (not finished)"
+    if not path.exists():
+        return f"there is no {path.name}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if corrupt := archive.testzip():
+                return f"its entry {corrupt} is corrupt"
+        with contextlib.suppress(pickle.UnpicklingError):  # objects are no damage: load_checkpoint speaks of them
+            torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, LookupError) as error:
+        return f"it is truncated, unreadable or no checkpoint ({path.stat().st_size} bytes; {_one_line(error)})"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _other_checkpoints(path: Path) -> str:
+    """A sentence on where to resume instead of `path`."""
+    others = [other for other in _by_step(path.parent) if other != path]
+    complete = next((other for other in others if _damage(other) is None), None)
+    return f"Resume from {complete}" if complete else f"No other complete checkpoint is in {path.parent.absolute()}"
