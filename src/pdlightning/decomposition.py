@@ -81,7 +81,8 @@ class ParameterDecomposition(LightningModule):
         self.seed = seed
         self.guard = FiniteGuard(self.model)
         self.register_buffer("step_now", torch.zeros((), dtype=torch.int32), persistent=False)
-        self.compute_step = torch.compile(self._compute_step) if compile else self._compute_step
+        self.compiled_step = torch.compile(self._compute_step) if compile else None
+        self.primed = False
 
     @property
     def target(self) -> nn.Module:
@@ -114,11 +115,20 @@ class ParameterDecomposition(LightningModule):
         outputs = any(loss.needs_outputs for loss in self.terms.values())
         return observe(self.model, batch, seed=self.seed, step=step, training=training, outputs=outputs)
 
-    def _compute_step(self, batch: Any, step: Tensor) -> Step:
-        observation = self.observe(batch, step=step, training=True)
+    def compute_step(self, batch: Any, step: Tensor) -> Step:
+        if self.compiled_step is None:
+            return self._compute_step(batch, step)
+        if not self.primed:
+            with torch.no_grad():  # makes what the compiled step reads: the constants of the draws
+                self._compute_step(batch, step, training=False)
+            self.primed = True
+        return self.compiled_step(batch, step)
+
+    def _compute_step(self, batch: Any, step: Tensor, training: bool = True) -> Step:
+        observation = self.observe(batch, step=step, training=training)
         pairs, weighted = {}, []
         for name, loss in self.terms.items():
-            with torch.set_grad_enabled(loss.trained):
+            with torch.set_grad_enabled(loss.trained and training):
                 total, count = pairs[name] = loss.measure(observation)
             if loss.trained:
                 weighted.append(loss.coeff.now * total / count)
@@ -162,13 +172,14 @@ class ParameterDecomposition(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.set_progress(self.global_step)
-        for group in self.optimizer_groups():
-            group["lr"] = self.optimizer_settings[group["name"]].lr_at(self.global_step, self.steps)
-
-    def optimizer_groups(self) -> list[dict[str, Any]]:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer.param_groups
+        self.set_learning_rates(optimizer, self.global_step)
+
+    def set_learning_rates(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Each group by its own schedule, a pure function of the step."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.optimizer_settings[group["name"]].lr_at(step, self.steps)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = {"components": self.components.parameters(), "ci_fn": self.model.ci_fn.parameters()}

@@ -61,6 +61,42 @@ def hash_uniform(a: Tensor, b: Tensor, column: Tensor) -> Tensor:
     return h.to(torch.get_default_dtype()).mul_(2.0**-24)
 
 
+@torch.library.custom_op("pdlightning::hash_rows", mutates_args=())
+def hash_rows(step: Tensor, samples: Tensor, t0: int, t1: int, inner: list[int]) -> tuple[Tensor, Tensor]:
+    """The two words of every position. One opaque operation: a compiler would else redo it for every element drawn."""
+    a = mix(samples ^ mix(step ^ t0))
+    b = mix(mix(samples + signed(GOLDEN)) + mix(step + t1))
+    for size in inner:
+        i = torch.arange(size, dtype=torch.int32, device=samples.device)
+        a, b = mix(a.unsqueeze(-1) + i * signed(GOLDEN)), mix(b.unsqueeze(-1) ^ i)
+    return a, b
+
+
+@hash_rows.register_fake
+def _(step: Tensor, samples: Tensor, t0: int, t1: int, inner: list[int]) -> tuple[Tensor, Tensor]:
+    shape = [*samples.shape, *inner]
+    return samples.new_empty(shape), samples.new_empty(shape)
+
+
+_COLUMNS: dict[tuple[int, tuple[str, ...], int, torch.device], Tensor] = {}
+
+
+def hash_columns(seed: int, name: tuple[str, ...], size: int, device: torch.device) -> Tensor:
+    """The word of every column under a name: a constant of the training, so eager code makes it once and keeps it.
+
+    A compiler that finds it kept reads it; one that does not would redo it for every row. So run a step once in eager
+    mode before compiling it.
+    """
+    key = (seed, name, size, device)
+    if key in _COLUMNS:
+        return _COLUMNS[key]
+    k0, k1 = key_words(seed, *name)
+    column = mix(mix(torch.arange(size, dtype=torch.int32, device=device) ^ k0) + k1)
+    if not torch.compiler.is_compiling():
+        _COLUMNS[key] = column
+    return column
+
+
 @dataclass(frozen=True)
 class KeyedRandom:
     """Draws for the positions of one batch at one step.
@@ -79,19 +115,10 @@ class KeyedRandom:
 
         `inner` is the shape of the leading axes after the first, such as `(sequence,)`.
         """
-        t0, t1 = key_words(seed, "rows")
-        a = mix(samples ^ mix(step ^ t0))
-        b = mix(mix(samples + signed(GOLDEN)) + mix(step + t1))
-        for size in inner:
-            i = torch.arange(size, dtype=torch.int32, device=samples.device)
-            a, b = mix(a.unsqueeze(-1) + i * signed(GOLDEN)), mix(b.unsqueeze(-1) ^ i)
+        a, b = hash_rows(step, samples, *key_words(seed, "rows"), list(inner))
         return cls(seed, step, a, b)
-
-    def columns(self, size: int, *name: str) -> Tensor:
-        k0, k1 = key_words(self.seed, *name)
-        c = torch.arange(size, dtype=torch.int32, device=self.a.device)
-        return mix(mix(c ^ k0) + k1)
 
     def uniform(self, size: int, *name: str) -> Tensor:
         """U[0, 1), `[*leading, size]`, for the name of a draw such as `("stochastic_recon", "linear1", "source")`."""
-        return hash_uniform(self.a.unsqueeze(-1), self.b.unsqueeze(-1), self.columns(size, *name))
+        column = hash_columns(self.seed, name, size, self.a.device)
+        return hash_uniform(self.a.unsqueeze(-1), self.b.unsqueeze(-1), column)

@@ -1,0 +1,161 @@
+"""Steps per second of the training step against `plain.py`, on one machine in one run.
+
+    python benchmarks/step.py                      # tms_5-2 and resid_mlp1, 1 and 2 threads, eager and compiled
+    python benchmarks/step.py --cases tms_5-2 --threads 1 --no-compile
+
+Every variant runs in a process of its own with the same allocator environment; the variants take turns, so that a
+noisy neighbour hits all of them; medians over the rounds. CPU time stands beside wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
+def make_plain(case: str):
+    import torch
+    from plain import RECIPES, PlainStep
+
+    recipe = RECIPES[case]
+    generator = torch.Generator().manual_seed(0)
+    step = PlainStep(recipe.target(generator), recipe.sites, steps=10**6, **recipe.settings)
+    batch = recipe.batch(generator)
+    return lambda: step.step(batch)
+
+
+def make_ours(case: str, *, compile: bool):
+    """The same step, losses and recipe, through ParameterDecomposition and its optimiser, without a Trainer."""
+    import torch
+    from plain import RECIPES
+
+    from pdlightning.decomposition import ParameterDecomposition
+    from pdlightning.masking import AllSites, EachSite, Uniform
+    from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, OutputMSE, ReconstructionLoss
+    from pdlightning.modules import ScalarMLP
+    from pdlightning.optimization import AdamW
+    from pdlightning.schedules import Schedule
+
+    recipe = RECIPES[case]
+    settings = recipe.settings
+    generator = torch.Generator().manual_seed(0)
+    target = recipe.target(generator).requires_grad_(False)
+    batch = recipe.batch(generator)
+    kind, final = ("cosine", 0.0) if settings.get("schedule", "cosine") == "cosine" else ("constant", 1.0)
+    optimizer = AdamW(lr=Schedule(start=settings["lr"], kind=kind, final_frac=final))
+
+    def recon(routing):
+        return ReconstructionLoss(coeff=1.0, source=Uniform(), routing=routing, comparison=OutputMSE())
+
+    pd = ParameterDecomposition(
+        target=target,
+        sites=recipe.sites,
+        ci_fn=ScalarMLP(hidden=settings["ci_hidden"]),
+        losses={
+            "faithfulness": FaithfulnessLoss(coeff=1.0),
+            "importance_minimality": ImportanceMinimalityLoss(coeff=settings["importance_coeff"], p=settings["p"]),
+            "stochastic_recon": recon(AllSites()),
+            "stochastic_recon_layerwise": recon(EachSite()),
+        },
+        components_optimizer=optimizer,
+        ci_optimizer=optimizer,
+        compile=compile,
+    )
+    pd.steps = 10**6
+    torch_optimizer = pd.configure_optimizers()
+    taken = 0
+
+    def step():
+        nonlocal taken
+        pd.set_progress(taken)
+        pd.set_learning_rates(torch_optimizer, taken)
+        torch_optimizer.zero_grad()
+        total, pairs, _ = pd.compute_step(batch, pd.step_now)
+        for name, loss in pd.terms.items():
+            loss.update(pairs[name])
+        total.backward()
+        torch_optimizer.step()
+        taken += 1
+
+    return step
+
+
+def serve(variant: str, case: str, threads: int, steps: int) -> None:
+    """Child process: warm up, then time `steps` steps for every line on standard input."""
+    import torch
+
+    torch.set_num_threads(threads)
+    step = make_plain(case) if variant == "plain" else make_ours(case, compile=variant == "compiled")
+    for _ in range(5):
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            step()
+        print(json.dumps([(time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps]), flush=True)
+
+
+def measure(case: str, threads: int, variants: list[str], rounds: int, steps: int) -> dict[str, tuple[float, float]]:
+    """Median (wall, CPU) milliseconds per step of each variant; the variants take turns within every round."""
+    children = {}
+    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    for variant in variants:
+        command = [sys.executable, __file__, "--serve", variant, case, str(threads), str(steps)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        assert child.stdout is not None
+        if child.stdout.readline().strip() != "ready":
+            sys.exit(f"{variant} of {case} did not start: see its traceback above")
+        children[variant] = child
+    taken: dict[str, list[list[float]]] = {variant: [] for variant in variants}
+    for _ in range(rounds):
+        for variant, child in children.items():
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            taken[variant].append(json.loads(child.stdout.readline()))
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    return {v: tuple(1e3 * statistics.median(column) for column in zip(*t, strict=True)) for v, t in taken.items()}
+
+
+def main() -> None:
+    if "--serve" in sys.argv:
+        at = sys.argv.index("--serve")
+        variant, case, threads, steps = sys.argv[at + 1 : at + 5]
+        serve(variant, case, int(threads), int(steps))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=["tms_5-2", "resid_mlp1"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=10, help="steps in one turn")
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args()
+    variants = ["plain", "eager", *([] if arguments.no_compile else ["compiled"])]
+    print(f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{'case':<12} {'threads':>7} {'variant':<9} {'wall ms':>9} {'CPU ms':>9} {'x wall':>7} {'x CPU':>7}")
+    for case in arguments.cases:
+        for threads in arguments.threads:
+            result = measure(case, threads, variants, arguments.rounds, arguments.steps)
+            plain_wall, plain_cpu = result["plain"]
+            for variant, (wall, cpu) in result.items():
+                row = f"{case:<12} {threads:>7} {variant:<9} {wall:>9.2f} {cpu:>9.2f}"
+                print(f"{row} {plain_wall / wall:>7.2f} {plain_cpu / cpu:>7.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
