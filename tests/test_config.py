@@ -16,13 +16,13 @@ from torch import nn
 from pdlightning.config import (
     ConfigError,
     config_hash,
-    explain_override_error,
     flatten,
     instantiate,
     suggest,
     to_plain,
     validate,
 )
+from pdlightning.overrides import explain_override_error
 
 HERE = (__name__.partition(".")[0],)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pdlightning.config import ConfigError
 
 HERE = Path(__file__).parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
@@ -18,24 +24,33 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 def command(config: DictConfig) -> float:
     from pdlightning.commands import run_from_hydra
 
-    return run_from_hydra(config, Path(HydraConfig.get().runtime.output_dir))
+    now = HydraConfig.get()
+    return run_from_hydra(config, Path(now.runtime.output_dir), in_sweep=now.mode == RunMode.MULTIRUN)
 
 
 def main() -> None:
-    """Hydra's command, with its refusals explained: the nearest name beside an unknown one."""
-    from pdlightning.resume import resume_arguments
+    """Hydra's command and ours to resume, with refusals explained in a sentence on stderr and exit code 1."""
+    from pdlightning.resume import folder_to_resume
 
     arguments = sys.argv[1:]
-    sys.argv[1:] = resume_arguments(arguments)
+    # Else Hydra prints its refusal itself, and leaves nothing to explain.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        command()
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            from pdlightning.config import explain_override_error
+        folder = folder_to_resume(arguments)
+        if folder is None:
+            command()
+        else:
+            from pdlightning.commands import resume_run
 
-            if (more := explain_override_error(arguments, CONF)) is not None:
-                print(more, file=sys.stderr)
-        raise
+            resume_run(folder)
+    except (HydraException, OmegaConfBaseException) as error:
+        from pdlightning.overrides import explain_refusal
+
+        sys.exit(explain_refusal(error, arguments, CONF))
+    except ConfigError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

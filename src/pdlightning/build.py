@@ -2,78 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from pdlightning.callbacks.evaluate import Evaluate
 from pdlightning.config import ConfigError, instantiate, validate
 from pdlightning.decomposition import ParameterDecomposition
+from pdlightning.metrics.evaluation import Evaluation
+from pdlightning.metrics.loss import Loss
+from pdlightning.observation import observe
+from pdlightning.schema import check_settings
 from pdlightning.targets import CheckResult, TargetRecipe, obtain_target
 
 Config = dict[str, Any]
-BUILT = ("target", "data", "pd", "metric", "logging")
+BOUND = ("target", "data", "pd", "metric")
 
 
 def validate_config(config: Config) -> None:
-    """Bind every `_target_` of the parts that will be built, before any of them is (design decision 6)."""
+    """Check every setting, and bind every `_target_` of the parts, before any of them is built (design decision 6)."""
+    check_settings(config)
     problems = []
-    for part in BUILT:
+    for part, path in (*((config[part], part) for part in BOUND), (config["logging"]["loggers"], "logging.loggers")):
         try:
-            validate(config[part], allow=config["allow"], path=part)
+            validate(part, allow=config["allow"], path=path)
         except ConfigError as error:
-            problems.append(str(error))
+            problems.append(as_written(str(error)))
     if problems:
         raise ConfigError("\n".join(problems))
-    if not isinstance(config["steps"], int) or config["steps"] < 1:
-        raise ConfigError(f"steps: expected a whole number of training steps >= 1, got {config['steps']!r}.")
-    if unknown := [name for name, goal in config["goal"].items() if not goal.keys() <= {"min", "max"}]:
-        raise ConfigError(f"goal: expected min and/or max for {', '.join(unknown)}.")
+
+
+def as_written(message: str) -> str:
+    """`pd` refers to the losses and the ci function, which stand at the top of a config: name where to change them."""
+    return message.replace("pd.losses.", "loss.").replace("pd.ci_fn", "ci_fn")
+
+
+@contextmanager
+def mistakes_of_the_user() -> Iterator[None]:
+    """What a constructor refuses is a mistake in the config: say it, and the config path, instead of a traceback."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+        raise ConfigError(as_written("\n".join([str(error), *getattr(error, "__notes__", [])]))) from error
 
 
 @dataclass(frozen=True)
 class Target:
-    """The frozen network; `recipe` and `seed` where we trained it ourselves and can rebuild it from its weights."""
+    """The frozen network; `folder` of its weights where we trained it ourselves and can rebuild it."""
 
     model: nn.Module
     summary: dict[str, Any]
     folder: Path | None = None
 
 
-def build_target(config: Config) -> Target:
-    """The target of a config: trained or found in the cache, or any nn.Module, frozen."""
+def build_target(config: Config) -> TargetRecipe | nn.Module:
+    """What the config says the target is: a recipe to train one, or any network, frozen."""
     built = instantiate(config["target"], allow=config["allow"], path="target")
     if isinstance(built, TargetRecipe):
-        identity = config["target"]
-        if not config["check_target"]:
-            built, identity = replace(built, check=unchecked), {**identity, "check": None}
-        result = obtain_target(
-            built,
-            config=identity,
-            cache_dir=config["cache_dir"],
-            accelerator=config["runtime"]["accelerator"],
-        )
-        return Target(result.model, result.summary, result.folder)
+        return built if config["check_target"] else replace(built, check=unchecked)
     if isinstance(built, nn.Module):
-        return Target(built.eval().requires_grad_(False), {})
-    raise ConfigError(f"target: expected a TargetRecipe or an nn.Module, {config['target']['_target_']} is a {type(built).__name__}.")
+        return built.eval().requires_grad_(False)
+    name = config["target"]["_target_"]
+    raise ConfigError(f"target: expected a TargetRecipe or an nn.Module, {name} is a {type(built).__name__}.")
 
 
 def unchecked(model: nn.Module, data: LightningDataModule) -> CheckResult:
     return CheckResult(True, "NOT CHECKED (check_target=false): it may have dropped features", {})
 
 
-def blank_target(config: Config, seed: int) -> nn.Module:
-    """The untrained network of a target that we train, ready for stored weights."""
-    return instantiate(config["target"], allow=config["allow"], path="target").blank(seed)
+def make_target(config: Config, source: TargetRecipe | nn.Module) -> Target:
+    """The network itself: trained, or found in the cache."""
+    if isinstance(source, nn.Module):
+        return Target(source, {})
+    identity = config["target"] if config["check_target"] else {**config["target"], "check": None}
+    result = obtain_target(
+        source, config=identity, cache_dir=config["cache_dir"], accelerator=config["runtime"]["accelerator"]
+    )
+    return Target(result.model, result.summary, result.folder)
 
 
 def build_decomposition(config: Config, target: nn.Module) -> ParameterDecomposition:
-    decomposition = instantiate(config["pd"], allow=config["allow"], path="pd")(target=target)
+    try:
+        decomposition = instantiate(config["pd"], allow=config["allow"], path="pd")(target=target)
+    except (ValueError, TypeError) as error:
+        if not isinstance(error, ConfigError) and not hasattr(error, "__notes__"):
+            error.add_note(f"while building the config's pd ({config['pd']['_target_']})")
+        raise
     decomposition.steps = config["steps"]
     return decomposition
 
@@ -84,6 +107,10 @@ def build_data(config: Config) -> LightningDataModule:
 
 def build_evaluation(config: Config, **arguments: Any) -> Evaluate:
     metrics: Mapping[str, Any] = instantiate(config["metric"], allow=config["allow"], path="metric")
+    for speed in ("fast", "slow"):
+        for name, metric in metrics[speed].items():
+            if not isinstance(metric, Evaluation | Loss):
+                raise ConfigError(f"metric.{speed}.{name}: expected a metric with its _target_, got {metric!r:.200}")
     return Evaluate(
         metrics=metrics["fast"],
         slow_metrics=metrics["slow"],
@@ -91,3 +118,38 @@ def build_evaluation(config: Config, **arguments: Any) -> Evaluate:
         slow_every=config["logging"]["slow_eval_every"],
         **arguments,
     )
+
+
+def rehearse(config: Config, source: TargetRecipe | nn.Module) -> None:
+    """Put everything together around an untrained target, and show it one batch: mistakes come before the long work."""
+    target = source
+    if isinstance(source, TargetRecipe):
+        target = source.blank(source.seed)
+        try:
+            source.data(seed=source.seed)
+        except (ValueError, TypeError) as error:
+            error.add_note("while building the config's target.data")
+            raise
+    decomposition = build_decomposition(config, target)
+    evaluation = build_evaluation(config)
+    evaluation.prepare(decomposition)
+    decomposition.set_progress(0)
+    batch = next(iter(build_data(config).val_dataloader()))
+    step = torch.tensor(-1, dtype=torch.int32)
+    quick = {name: metric for name, metric in evaluation.metrics.items() if isinstance(metric, Evaluation)}
+    with torch.no_grad():
+        try:
+            seen = observe(decomposition.model, batch, seed=config["seed"], step=step, training=False, outputs=True)
+        except (RuntimeError, IndexError) as error:
+            name = config["data"]["_target_"]
+            raise ConfigError(f"data: the target cannot take a batch of {name}: {error}") from error
+        if not seen.clean.output.isfinite().all():
+            raise ConfigError("data: the target's output for the first evaluation batch is not finite.")
+        for name, metric in quick.items():
+            try:
+                metric.update(seen)
+                metric.compute()
+            except Exception as error:
+                error.add_note(f"while trying out metric.fast.{name}")
+                raise
+    decomposition.model.restore()

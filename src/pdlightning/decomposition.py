@@ -99,7 +99,7 @@ class ParameterDecomposition(LightningModule):
     @torch.no_grad()
     def causal_importances(self, batch: Any) -> CausalImportances:
         """`.lower`, `.upper`, `.logits`: dict site -> `[*leading, C]` (spec I1), without gradient."""
-        return self.model.causal_importances(self.model.clean(batch).inputs)
+        return self.model.causal_importances(self.model.clean(batch))
 
     def masked_forward(
         self,
@@ -154,7 +154,10 @@ class ParameterDecomposition(LightningModule):
         values["train/ci_l0"] = sum(pf.l0(lower, 0.0).float().mean() for lower in ci_lower.values())  # type: ignore[assignment]
         for name, settings in self.optimizer_settings.items():
             values[f"lr/{name}"] = torch.tensor(settings.lr_at(self.global_step, self.steps))
-        self.log_dict(values)
+        self.log_dict(values, logger=False)  # for callbacks that watch a value
+        # Lightning would write the row only after the checkpoint of this step, under the number of the step before.
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.global_step + 1)
 
     def set_progress(self, step: int) -> None:
         """Bring the keys of the draws and every schedule to this step (spec 6 part 1)."""

@@ -64,8 +64,13 @@ def observe(
     first sample; `outputs` whether some loss asks for the sites' clean outputs.
     """
     clean = model.clean(batch, outputs=outputs)
-    ci = model.causal_importances(clean.inputs)
+    ci = model.causal_importances(clean)
     leading = next(iter(ci.logits.values())).shape[:-1]
+    if not leading:
+        raise ValueError(
+            f"A batch needs a leading axis of samples, but the input of site {next(iter(ci.logits))!r} has the shape of"
+            " one sample. Does the loader give batches?"
+        )
     samples = torch.arange(leading[0], dtype=torch.int32, device=clean.output.device) + first_sample
     random = KeyedRandom.at(seed=seed, step=step, samples=samples, inner=tuple(leading[1:]))
     return Observation(model, batch, clean, ci, random, training)

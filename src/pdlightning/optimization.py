@@ -29,6 +29,8 @@ class AdamW:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.lr) and not self.lr >= 0:
+            raise ValueError(f"AdamW(lr): expected a number >= 0 or a schedule, got {self.lr}.")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"AdamW(clip): the greatest gradient norm must be above 0, or None, got {self.clip}.")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Goal = Mapping[str, Mapping[str, float]]
+
+VERDICT = {True: "solved", False: "NOT solved", None: "finished"}
 
 
 def meets(value: float, bounds: Mapping[str, float]) -> bool:
@@ -19,19 +21,59 @@ def goals_met(goal: Goal, metrics: Mapping[str, float]) -> bool | None:
     return all(name in metrics and meets(metrics[name], bounds) for name, bounds in goal.items())
 
 
-def result_table(summary: Mapping[str, Any], goal: Goal) -> str:
-    """Name, value and goal of every evaluation, the ones with a goal first."""
-    metrics = summary["metrics"]
-    names = [*(n for n in goal if n in metrics), *(n for n in metrics if n not in goal)]
-    rows = []
-    for name in names:
-        bounds = goal.get(name, {})
-        wanted = " and ".join(f"{'>=' if k == 'min' else '<='} {v:g}" for k, v in bounds.items())
-        mark = "" if not bounds else ("ok" if meets(metrics[name], bounds) else "MISSED")
-        rows.append((name.removeprefix("eval/"), f"{metrics[name]:.4g}", wanted, mark))
-    rows += [(f"{name.removeprefix('eval/')}", "not measured", "", "MISSED") for name in goal if name not in metrics]
-    rows.append(("seconds", f"{summary['seconds']:.4g}", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    verdict = {True: "solved", False: "NOT solved", None: "no goal set"}[summary["solved"]]
-    return "\n".join(["", f"{summary['experiment']}: {verdict}", *lines, ""])
+def result_table(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The verdict; every goal with its value; then every evaluation, one line for each metric."""
+    metrics: Mapping[str, float] = summary["metrics"]
+    goal: Goal = config["goal"]
+    lines = ["", f"{summary['experiment']}: {VERDICT[summary['solved']]}"]
+    if goal:
+        lines += ["", *aligned([goal_row(name, bounds, metrics) for name, bounds in goal.items()])]
+    groups = grouped(metrics)
+    losses = groups.pop("loss", {})
+    measured = [("loss", losses), *groups.items()]
+    lines += ["", *aligned([[name, said(values, features_of(name, config))] for name, values in measured if values])]
+    took = f"{summary['steps']} steps, {summary['seconds']:.4g} s, {summary['steps_per_second']:.4g} steps/s"
+    return "\n".join([*lines, "", took])
+
+
+def goal_row(name: str, bounds: Mapping[str, float], metrics: Mapping[str, float]) -> list[str]:
+    wanted = " and ".join(f"{'>=' if k == 'min' else '<='} {number(v)}" for k, v in bounds.items())
+    short = name.removeprefix("eval/")
+    if name not in metrics:
+        return [short, "not measured", wanted, "MISSED"]
+    return [short, number(metrics[name]), wanted, "ok" if meets(metrics[name], bounds) else "MISSED"]
+
+
+def grouped(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """metric -> {part: value}; a metric that is one number has the part ""."""
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        metric, _, part = name.removeprefix("eval/").partition("/")
+        groups.setdefault(metric, {})[part] = value
+    return groups
+
+
+def said(values: Mapping[str, float], n_features: int | None) -> str:
+    words = []
+    for part, value in values.items():
+        of = f" of {n_features}" if part == "recovered" and n_features else ""
+        words.append(f"{part} {number(value)}{of}".lstrip())
+    return "  ".join(words)
+
+
+def features_of(metric: str, config: Mapping[str, Any]) -> int | None:
+    """How many features a metric looks for, where it looks for any."""
+    settings = {**config["metric"]["fast"], **config["metric"]["slow"]}
+    return settings[metric].get("n_features") if metric in settings else None
+
+
+def number(value: float) -> str:
+    """Four digits that matter: a tiny number is never 0."""
+    return f"{value:.4g}"
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Columns, two spaces in and two apart."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

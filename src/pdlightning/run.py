@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 from lightning import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.fabric.utilities import rank_zero_info
 
 from pdlightning.build import (
     Config,
@@ -17,23 +20,20 @@ from pdlightning.build import (
     build_decomposition,
     build_evaluation,
     build_target,
+    make_target,
+    mistakes_of_the_user,
+    rehearse,
     validate_config,
 )
-from pdlightning.callbacks import RunCheckpoint, StepProgress
-from pdlightning.config import instantiate
+from pdlightning.callbacks import Evaluate, RunCheckpoint, StepProgress
+from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
+from pdlightning.config import ConfigError, instantiate
 from pdlightning.loggers import MetricsCSV
 from pdlightning.report import goals_met, result_table
 from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.runs import export_decomposition
 from pdlightning.runtime import prepare_runtime
-from pdlightning.storage import (
-    AtomicCheckpointIO,
-    atomic_write,
-    atomic_write_json,
-    atomic_write_text,
-    latest_checkpoint,
-    run_environment,
-)
+from pdlightning.storage import StorageError, atomic_write, atomic_write_json, atomic_write_text, run_environment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,53 +57,74 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         config: resolved, plain.
         folder: of the run; everything is written there.
         resume: go on from the newest complete checkpoint in `folder`.
+
+    Raises:
+        ConfigError: before the target is trained, wherever the mistake can be known by then.
     """
+    started = time.perf_counter()
     validate_config(config)
     checkpoint = latest_checkpoint(folder) if resume else None
+    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     prepare_runtime(config["runtime"])
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
-    atomic_write_json(folder / "environment.json", run_environment())
+    with mistakes_of_the_user():
+        data = build_data(config)
+        evaluation = build_evaluation(config, save_figure=FigureFolder(folder / "figures"))
+        trainer = build_trainer(config, folder, evaluation, first_step=first_step)
+        source = build_target(config)
+        rehearse(config, source)
 
-    started = time.perf_counter()
-    data = build_data(config)
-    target = build_target(config)
-    decomposition = build_decomposition(config, target.model)
-    evaluation = build_evaluation(config, save_figure=FigureFolder(folder / "figures"))
-    trainer = build_trainer(config, folder, evaluation, first_step=step_of(checkpoint))
+    with owned(folder, resume=resume):
+        atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+        atomic_write_json(folder / "environment.json", run_environment())
+        with mistakes_of_the_user():
+            target = make_target(config, source)
+            decomposition = build_decomposition(config, target.model)
 
-    rank_zero_info(f"Decomposing {config['name']} in {folder}")
-    training_started = time.perf_counter()
-    trainer.fit(decomposition, datamodule=data, ckpt_path=checkpoint)
-    if trainer.global_step < config["steps"]:
-        raise Interrupted(f"Stopped at step {trainer.global_step} of {config['steps']}. Go on with: resume={folder}")
-    seconds = time.perf_counter() - training_started
+        going_on = f", from step {first_step}" if first_step else ""
+        rank_zero_info(f"Decomposing {config['name']} in {folder}{going_on}")
+        training_started = time.perf_counter()
+        trainer.fit(decomposition, datamodule=data, ckpt_path=checkpoint)
+        if evaluation.latest_step < config["steps"]:  # resumed after the last step, which was not exported
+            evaluation.measure_again(decomposition, data.val_dataloader(), step=config["steps"])
+        seconds = time.perf_counter() - training_started
 
-    summary = {
-        "experiment": config["name"],
-        "steps": config["steps"],
-        "seconds": round(time.perf_counter() - started, 2),
-        "steps_per_second": round((config["steps"] - step_of(checkpoint)) / seconds, 2),
-        "solved": goals_met(config["goal"], evaluation.latest),
-        "target": target.summary,
-        "metrics": evaluation.latest,
-    }
-    export_decomposition(folder, decomposition, config=config, target=target, summary=summary)
-    atomic_write_json(folder / SUMMARY, summary)
-    rank_zero_info(result_table(summary, config["goal"]))
+        summary = {
+            "experiment": config["name"],
+            "steps": config["steps"],
+            "seconds": round(time.perf_counter() - started, 2),
+            "steps_per_second": round((config["steps"] - first_step) / seconds, 2),
+            "solved": goals_met(config["goal"], evaluation.latest),
+            "target": target.summary,
+            "metrics": evaluation.latest,
+        }
+        export_decomposition(folder, decomposition, config=config, target=target, summary=summary)
+        atomic_write_json(folder / SUMMARY, summary)
+    rank_zero_info(result_table(summary, config))
     rank_zero_info(f"Everything of this run is in {folder}")
     return summary
 
 
-class Interrupted(RuntimeError):
-    """The training was stopped on purpose before its end; the message says how to go on."""
+@contextmanager
+def owned(folder: Path, *, resume: bool) -> Iterator[None]:
+    """One process at a time works on a run, and a new run never overwrites an old one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".running", timeout=0)
+    try:
+        with lock:
+            if not resume and (folder / CONFIG).exists():
+                raise ConfigError(
+                    f"{folder} already holds a run. Go on with it by resume={folder}, or choose another folder with "
+                    "hydra.run.dir=..."
+                )
+            yield
+    except Timeout as error:
+        raise StorageError(f"{folder} belongs to a run that is going on in another process. Stop it first.") from error
+    finally:
+        if not lock.is_locked:
+            (folder / ".running").unlink(missing_ok=True)
 
 
-def step_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))
-
-
-def build_trainer(config: Config, folder: Path, evaluation: Any, *, first_step: int) -> Trainer:
+def build_trainer(config: Config, folder: Path, evaluation: Evaluate, *, first_step: int) -> Trainer:
     logging, runtime = config["logging"], config["runtime"]
     loggers = instantiate(logging["loggers"], allow=config["allow"], path="logging.loggers")
     callbacks = [
@@ -131,4 +152,3 @@ def build_trainer(config: Config, folder: Path, evaluation: Any, *, first_step: 
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-

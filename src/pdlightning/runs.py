@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdlightning.build import (
     Config,
     Target,
-    blank_target,
     build_data,
     build_decomposition,
     build_evaluation,
     build_target,
+    make_target,
     validate_config,
 )
+from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
+from pdlightning.config import flatten
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.resume import CONFIG, SUMMARY
-from pdlightning.storage import AtomicCheckpointIO, StorageError, latest_checkpoint, load_decomposition, save_decomposition
+from pdlightning.storage import StorageError, load_decomposition, save_decomposition
+from pdlightning.targets import TargetRecipe
 
 DECOMPOSITION = "decomposition"
 TARGET = "target."
@@ -46,22 +50,31 @@ def export_decomposition(
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run from disk: its resolved config, the decomposition (target rebuilt, weights loaded), its summary."""
+    """A run from disk.
+
+    Attributes:
+        folder: where it is.
+        config: resolved, as it was run.
+        decomposition: target rebuilt, weights loaded, in eval mode on the CPU.
+        step: the number of steps behind these weights.
+        summary: the content of `summary.json`; empty for a run that has not ended.
+    """
 
     folder: Path
     config: Config
     decomposition: ParameterDecomposition
+    step: int
     summary: dict[str, Any]
 
     def evaluate(self) -> dict[str, float]:
-        """The numbers of the last evaluation, measured again; equal to `summary["metrics"]` on the same machine."""
+        """All numbers of an evaluation at `step`, measured again.
+
+        For a finished run they equal `summary["metrics"]` bit for bit on the same kind of machine with as many threads.
+        """
         evaluation = build_evaluation(self.config)
-        for name, metric in {**evaluation.metrics, **evaluation.slow_metrics}.items():
-            metric.term = f"eval/{name}"
-            metric.prepare(self.decomposition.model)
-        self.decomposition.set_progress(self.config["steps"] - 1)
-        numbers, _ = evaluation.evaluate(self.decomposition, build_data(self.config).val_dataloader(), slow=True)
-        return {name: value.item() for name, value in numbers.items()}
+        evaluation.prepare(self.decomposition)
+        evaluation.measure_again(self.decomposition, build_data(self.config).val_dataloader(), step=self.step)
+        return evaluation.latest
 
 
 def load_run(path: str | Path) -> LoadedRun:
@@ -74,27 +87,54 @@ def load_run(path: str | Path) -> LoadedRun:
     """
     folder = Path(path)
     if not (folder / CONFIG).is_file():
-        raise StorageError(f"{folder} is not the folder of a run: it has no {CONFIG}.")
-    config: Config = yaml.safe_load((folder / CONFIG).read_text())
+        raise StorageError(f"{folder.absolute()} is not the folder of a run: it has no {CONFIG}.")
+    config: Config = _read(folder / CONFIG, yaml.safe_load)
     validate_config(config)
-    summary: dict[str, Any] = {}
-    if (folder / SUMMARY).is_file():
-        summary = json.loads((folder / SUMMARY).read_text())
-        tensors, metadata = load_decomposition(folder / DECOMPOSITION)
-        weights = {name.removeprefix(TARGET): t for name, t in tensors.items() if name.startswith(TARGET)}
-        state = {name: t for name, t in tensors.items() if not name.startswith(TARGET)}
-        if weights:
-            model = blank_target(config, metadata["target"]["seed"])
-            model.load_state_dict(weights)
-        else:
-            model = build_target(config).model
+    if not (folder / SUMMARY).is_file():
+        checkpoint = latest_checkpoint(folder)
+        content = AtomicCheckpointIO().load_checkpoint(checkpoint)
+        _check_same_config(folder, config, content["pdlightning_config"])
+        target = make_target(config, build_target(config)).model
+        return _loaded(folder, config, target, content["state_dict"], checkpoint_step(checkpoint), {})
+    summary = _read(folder / SUMMARY, json.loads)
+    tensors, metadata = load_decomposition(folder / DECOMPOSITION)
+    _check_same_config(folder, config, metadata["config"])
+    weights = {name.removeprefix(TARGET): t for name, t in tensors.items() if name.startswith(TARGET)}
+    state = {name: t for name, t in tensors.items() if not name.startswith(TARGET)}
+    source = build_target(config)
+    if isinstance(source, TargetRecipe):
+        target = source.blank(metadata["target"]["seed"])
+        target.load_state_dict(weights)
     else:
-        state = _checkpoint_state(folder)
-        model = build_target(config).model
-    decomposition = build_decomposition(config, model)
+        target = source
+    return _loaded(folder, config, target, state, config["steps"], summary)
+
+
+def _loaded(
+    folder: Path, config: Config, target: nn.Module, state: dict[str, Tensor], step: int, summary: dict[str, Any]
+) -> LoadedRun:
+    decomposition = build_decomposition(config, target)
     decomposition.load_state_dict(state)
-    return LoadedRun(folder, config, decomposition.eval(), summary)
+    decomposition.set_progress(min(step, config["steps"] - 1))
+    return LoadedRun(folder, config, decomposition.eval(), step, summary)
 
 
-def _checkpoint_state(folder: Path) -> dict[str, Tensor]:
-    return AtomicCheckpointIO().load_checkpoint(latest_checkpoint(folder))["state_dict"]
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        content = parse(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise StorageError(f"{path} is damaged: expected a mapping, got {content!r:.80}.")
+    return content
+
+
+def _check_same_config(folder: Path, config: Config, stored: Config) -> None:
+    """The weights belong to the config they were made with, of which they carry a copy."""
+    here, there = flatten(config), flatten(stored)
+    changed = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+    if changed:
+        raise StorageError(
+            f"{folder / CONFIG} was changed after the run ({', '.join(changed[:5])}), so it does not describe these "
+            "weights. Put it back."
+        )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import re
 import secrets
@@ -19,14 +19,11 @@ import shutil
 import socket
 import subprocess
 import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 FORMAT_VERSION = 1
@@ -36,10 +33,6 @@ PACKAGES = ("pdlightning", "torch", "lightning", "torchmetrics", "hydra-core", "
 
 class StorageError(RuntimeError):
     """A file could not be written or read; the message has the file, what survives and what to do."""
-
-
-class CheckpointError(StorageError):
-    """The same for a checkpoint."""
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -87,11 +80,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for below in [*temporary.rglob("*"), temporary]:
             _sync(below)
         if path.exists():
-            _remove(previous)
+            remove(previous)
             os.rename(path, previous)
         os.rename(temporary, path)
         _sync(path.parent)
-        _remove(previous)
+        remove(previous)
 
 
 def complete_folder(path: str | Path) -> Path:
@@ -101,83 +94,20 @@ def complete_folder(path: str | Path) -> Path:
     return previous if previous.exists() and not path.exists() else path
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints, complete or absent, and readable without running code from the file.
-
-    Give it to the Trainer as `plugins=[AtomicCheckpointIO()]`. Saving refuses what `torch.load(weights_only=True)`
-    would not read back, so that a resume cannot be the first to find out.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint`; a `CheckpointError` says which earlier one survives."""
-        if storage_options is not None:
-            raise TypeError(f"storage_options are not supported by AtomicCheckpointIO, got {storage_options!r}")
-
-        def write(file: BinaryIO) -> None:
-            torch.save(checkpoint, file)
-            file.flush()
-            try:
-                torch.load(file.name, map_location="meta", mmap=True, weights_only=True)
-            except pickle.UnpicklingError as error:
-                raise CheckpointError(
-                    f"{path} was not written: only tensors and plain containers can be read back safely, and it holds "
-                    f"something else. Look at your state_dict() and on_save_checkpoint(): {_one_line(error)}"
-                ) from error
-
-        try:
-            atomic_write(path, write)
-        except StorageError as error:
-            raise CheckpointError(f"{error}\n{_other_checkpoints(Path(path))}") from error
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any | None = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint whose checksums hold (torch writes them, and does not compare them)."""
-        path = Path(path)
-        if (damage := _damage(path)) is not None:
-            raise CheckpointError(f"{path}: {damage}. {_other_checkpoints(path)}")
-        try:
-            return torch.load(path, map_location=map_location, weights_only=weights_only is not False)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path}: it holds Python objects, and loading them could run code from the file. Ours hold tensors "
-                f"and plain containers only. If you trust its origin, pass weights_only=False. ({_one_line(error)})"
-            ) from error
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint; one that is not there is fine."""
-        _remove(Path(path))
-
-
-def latest_checkpoint(folder: str | Path) -> Path:
-    """The complete checkpoint with the highest step of a run folder or of its `checkpoints/`.
-
-    A checkpoint is named `step=<number>.ckpt` (anything may follow the number, after a `-`). Damaged ones are passed
-    over with a warning; a `CheckpointError` when none is left.
-    """
-    folder = Path(folder)
-    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    damaged = []
-    for path in _by_step(folder):
-        if (damage := _damage(path)) is None:
-            return path
-        damaged.append(f"{path.name}: {damage}")
-        warnings.warn(f"{path}: {damage}; falling back to the checkpoint before it", stacklevel=2)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
-    raise CheckpointError(
-        f"no complete checkpoint: looked for step=<number>.ckpt in {folder.absolute()} and found {damaged or there}. "
-        f"Check the run folder's path, or start again without resuming"
-    )
-
-
 def save_decomposition(folder: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors (safetensors) and plain metadata (JSON) as one folder, whole or absent. Nothing is pickled."""
     from safetensors.torch import save
 
     stored = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    content = {"format_version": FORMAT_VERSION, "tensors": _described(stored), "metadata": dict(metadata)}
+    tensor_bytes = save(stored)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "sha256": hashlib.sha256(tensor_bytes).hexdigest(),
+        "tensors": _described(stored),
+        "metadata": dict(metadata),
+    }
     with atomic_folder(folder) as new:
-        (new / TENSORS).write_bytes(save(stored))
+        (new / TENSORS).write_bytes(tensor_bytes)
         (new / METADATA).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -202,6 +132,10 @@ def load_decomposition(folder: str | Path) -> tuple[dict[str, Tensor], dict[str,
                 f"{folder}: tensor '{name}' is {found.get(name, 'absent')} in {TENSORS} but "
                 f"{recorded.get(name, 'absent')} in {METADATA}; one of them was changed, export the run again"
             )
+    if hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest() != content["sha256"]:
+        raise StorageError(
+            f"{folder / TENSORS} does not have the checksum in {METADATA}: it was changed, export the run again"
+        )
     return tensors, content["metadata"]
 
 
@@ -257,7 +191,7 @@ def _beside(path: Path) -> Iterator[Path]:
         raise StorageError(_failed_write(path, cause)) from error
     finally:
         with contextlib.suppress(OSError):  # a disk that fails here too leaves a name that is no result
-            _remove(temporary)
+            remove(temporary)
 
 
 def _failed_write(path: Path, cause: OSError) -> str:
@@ -282,10 +216,10 @@ def _remove_leftovers(folder: Path) -> None:
             with contextlib.suppress(PermissionError):  # somebody else's process, and running
                 os.kill(int(owner[1]), 0)
         except ProcessLookupError:
-            _remove(leftover)
+            remove(leftover)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -299,40 +233,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _by_step(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, the highest step first; of equals the youngest."""
-    found = []
-    for path in folder.glob("*.ckpt"):
-        if step := re.search(r"(?:^|-)step=(\d+)(?:-[^.]*)?\.ckpt$", path.name):
-            found.append((int(step[1]), path.stat().st_mtime, path))
-    return [path for _, _, path in sorted(found, reverse=True)]
-
-
-def _damage(path: Path) -> str | None:
-    """Why a checkpoint is not whole; None if it is. A zip ends with its index, so a truncated one has none."""
-    if path.is_dir():  # sharded: torch.distributed.checkpoint writes its .metadata last, Lightning then meta.pt
-        return _damage(path / "meta.pt") if (path / ".metadata").exists() else "its .metadata is missing (not finished)"
-    if not path.exists():
-        return f"there is no {path.name}"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if corrupt := archive.testzip():
-                return f"its entry {corrupt} is corrupt"
-        with contextlib.suppress(pickle.UnpicklingError):  # objects are no damage: load_checkpoint speaks of them
-            torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, LookupError) as error:
-        return f"it is truncated, unreadable or no checkpoint ({path.stat().st_size} bytes; {_one_line(error)})"
-    return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _other_checkpoints(path: Path) -> str:
-    """A sentence on where to resume instead of `path`."""
-    others = [other for other in _by_step(path.parent) if other != path]
-    complete = next((other for other in others if _damage(other) is None), None)
-    return f"Resume from {complete}" if complete else f"No other complete checkpoint is in {path.parent.absolute()}"

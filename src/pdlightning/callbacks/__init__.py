@@ -1,7 +1,7 @@
 """Lightning callbacks: evaluation, checkpoints, the progress bar."""
 
-from pdlightning.callbacks.checkpoint import RunCheckpoint
+from pdlightning.callbacks.checkpoint import Interrupted, RunCheckpoint
 from pdlightning.callbacks.evaluate import Evaluate
 from pdlightning.callbacks.progress import StepProgress
 
-__all__ = ["Evaluate", "RunCheckpoint", "StepProgress"]
+__all__ = ["Evaluate", "Interrupted", "RunCheckpoint", "StepProgress"]

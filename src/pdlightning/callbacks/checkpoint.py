@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
+from lightning.fabric.utilities import rank_zero_info
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_info
+
+from pdlightning.checkpoints import checkpoint_step, checkpoints_by_step
+from pdlightning.decomposition import ParameterDecomposition
+from pdlightning.loggers import MetricsCSV
+from pdlightning.storage import StorageError
 
 KEPT = 2  # the newest, and one more in case the newest is damaged
+
+
+class Interrupted(RuntimeError):
+    """The training was stopped on purpose before its end; the message says how to go on."""
 
 
 class RunCheckpoint(Checkpoint):
     """Saves `step=N.ckpt` every so many steps, at the end, and when the training is interrupted or fails.
 
     Args:
-        folder: where they go.
+        folder: where they go: the `checkpoints` of a run.
         every: steps between checkpoints.
         config: the resolved config of the run as a plain dict, stored inside.
     """
@@ -27,48 +37,91 @@ class RunCheckpoint(Checkpoint):
         if every < 1:
             raise ValueError(f"checkpoint_every must be >= 1, got {every}.")
         self.folder, self.every, self.config = folder, every, config
+        self.saved = -1
         self.interrupted = False
         self.previous: dict[signal.Signals, Any] = {}
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ParameterDecomposition, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["pdlightning_config"] = self.config
+        # Losses are logged as means since the last log, which a resumed run must go on with.
+        checkpoint["loss_sums"] = {name: (loss.sum, loss.count) for name, loss in pl_module.terms.items()}
 
-    def save(self, trainer: Trainer) -> None:
-        path = self.folder / f"step={trainer.global_step}.ckpt"
-        if path.exists():
+    def on_load_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ParameterDecomposition, checkpoint: dict[str, Any]
+    ) -> None:
+        for name, (total, count) in checkpoint["loss_sums"].items():
+            loss = pl_module.terms[name]
+            loss.sum, loss.count = total.to(loss.sum), count.to(loss.count)
+
+    def save(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:
+        """Write the state after the newest step, once; the rows of metrics.csv before it, so that none is lost."""
+        step = trainer.global_step
+        if step in (0, self.saved):  # at 0 there is nothing that the start of a run would not do again
             return
-        trainer.save_checkpoint(path)
+        if not all(p.isfinite().all() for p in pl_module.parameters()):
+            return  # an earlier checkpoint is worth more, and the next look at the loss ends the run
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.write()
+        trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
+        self.saved = step
         if trainer.is_global_zero:
-            newest_first = sorted(self.folder.glob("step=*.ckpt"), key=lambda p: -int(p.stem.removeprefix("step=")))
-            for old in newest_first[KEPT:]:
+            for old in checkpoints_by_step(self.folder)[KEPT:]:
                 old.unlink()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:  # type: ignore[override]
         """The first Ctrl-C (or SIGTERM) ends the training after the step it is in; the second ends it at once."""
-        self.interrupted = False
+        self.saved, self.interrupted = trainer.global_step, False
+        if trainer.is_global_zero:
+            self.remove_later_than(trainer.global_step)
+        if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+            return
         self.previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.interrupted = trainer.should_stop = True
+            self.interrupted = True
             self.restore_signals()
-            rank_zero_info(f"Caught {signal.Signals(number).name}: stopping after this step, with a checkpoint.")
+            name = signal.Signals(number).name
+            rank_zero_info(f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.")
 
         for number in self.previous:
             signal.signal(number, stop)
 
+    def remove_later_than(self, step: int) -> None:
+        """A run goes on from its newest complete checkpoint: a later one is damaged, and would crowd out good ones."""
+        for path in checkpoints_by_step(self.folder):
+            if checkpoint_step(path) > step:
+                path.unlink()
+
     def restore_signals(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        self.previous = {}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.interrupted or trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            self.save(trainer)
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+        if self.interrupted:  # during the warmup or the first evaluation
+            raise Interrupted("Stopped before the first step, so there is nothing to go on with: start the run again.")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ParameterDecomposition, *_: Any) -> None:  # type: ignore[override]
+        last = trainer.global_step == trainer.max_steps
+        if self.interrupted or last or trainer.global_step % self.every == 0:
+            self.save(trainer, pl_module)
+        if self.interrupted and not last:
+            raise Interrupted(
+                f"Stopped after step {trainer.global_step} of {trainer.max_steps}. Go on with:\n"
+                f"  python -m pdlightning resume={self.folder.parent}"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:  # type: ignore[override]
         self.restore_signals()
+        self.save(trainer, pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The state of the last finished step, which a failed or interrupted one has not changed."""
+    def on_exception(self, trainer: Trainer, pl_module: ParameterDecomposition, exception: BaseException) -> None:  # type: ignore[override]
+        """Keep the state of the last finished step, unless the disk is what failed."""
         self.restore_signals()
-        if trainer.training and trainer.global_step > 0 and not isinstance(exception, KeyboardInterrupt):
-            self.save(trainer)
+        if trainer.training and not isinstance(exception, (KeyboardInterrupt, StorageError, Interrupted)):
+            self.save(trainer, pl_module)
+            if self.saved > 0:
+                exception.add_note(f"The state after step {self.saved} is in {self.folder / f'step={self.saved}.ckpt'}")

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.fabric.utilities import rank_zero_warn
 from torch import Tensor
 
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.metrics.loss import Loss
 from pdlightning.observation import observe
+from pdlightning.schema import check_multiple
+from pdlightning.storage import StorageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +30,7 @@ class Evaluate(Callback):
     """Runs metrics at the first step, every so many steps, and always at the last.
 
     Args:
-        metrics: name -> metric, at every evaluation. The losses of the training are measured beside them, under their names.
+        metrics: name -> metric, at every evaluation. The losses of the training are measured beside them.
         slow_metrics: name -> metric, at every slow evaluation, the first and the last: figures, long attacks.
         every: steps between evaluations.
         slow_every: steps between slow ones, a multiple of `every`.
@@ -46,10 +48,9 @@ class Evaluate(Callback):
         batches: Iterable[Any] | None = None,
         save_figure: Callable[[str, Figure, int], None] | None = None,
     ):
-        if every < 1 or slow_every < 1 or slow_every % every:
-            raise ValueError(
-                f"eval_every must be >= 1 and slow_eval_every a multiple of it, got {every} and {slow_every}."
-            )
+        if every < 1 or slow_every < 1:
+            raise ValueError(f"every and slow_every must be at least 1, got {every} and {slow_every}.")
+        check_multiple(eval_every=every, slow_eval_every=slow_every)
         if both := metrics.keys() & slow_metrics.keys():
             raise ValueError(f"Metrics named twice, as fast and as slow: {', '.join(sorted(both))}.")
         self.metrics, self.slow_metrics = dict(metrics), dict(slow_metrics)
@@ -59,6 +60,10 @@ class Evaluate(Callback):
         self.latest_step = -1
 
     def setup(self, trainer: Trainer, pl_module: ParameterDecomposition, stage: str) -> None:  # type: ignore[override]
+        self.prepare(pl_module)
+
+    def prepare(self, pl_module: ParameterDecomposition) -> None:
+        """Show the model to every metric; a pattern that fits nothing is refused here."""
         for name, metric in {**self.metrics, **self.slow_metrics}.items():
             metric.term = f"eval/{name}"
             metric.prepare(pl_module.model)
@@ -74,35 +79,46 @@ class Evaluate(Callback):
             self.report(trainer, pl_module, slow=last or step % self.slow_every == 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:  # type: ignore[override]
-        if self.latest_step != trainer.global_step:
+        if self.latest_step != trainer.global_step:  # a training that ends by epochs or early knows no last step
             self.report(trainer, pl_module, slow=True)
 
     def report(self, trainer: Trainer, pl_module: ParameterDecomposition, *, slow: bool) -> None:
         """Evaluate, log the numbers, save and log the figures."""
         step = self.latest_step = trainer.global_step
         batches = self.batches if self.batches is not None else trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        pl_module.set_progress(min(step, pl_module.steps - 1))
-        numbers, drawn = self.evaluate(pl_module, batches, slow=slow)
-        self.latest.update({name: value.item() for name, value in numbers.items()})
+        numbers, drawn = self.evaluate(pl_module, batches, step=step, slow=slow)
+        values = {name: value.item() for name, value in numbers.items()}
+        self.latest.update(values)
         for logger in trainer.loggers:
-            logger.log_metrics({name: value.item() for name, value in numbers.items()}, step=step)
-            for name, figure in drawn.items():
-                log_figure(logger, name, figure, step)
-        if self.save_figure is not None:
-            for name, figure in drawn.items():
-                self.save_figure(name, figure, step)
+            logger.log_metrics(values, step=step)
+        for name, figure in drawn.items():
+            with report_broken_figure(name):
+                for logger in trainer.loggers:
+                    log_figure(logger, name, figure, step)
+                if self.save_figure is not None:
+                    self.save_figure(name, figure, step)
+
+    def measure_again(self, pl_module: ParameterDecomposition, batches: Iterable[Any], *, step: int) -> None:
+        """All numbers after `step` steps, without a training around them; nothing is logged."""
+        numbers, _ = self.evaluate(pl_module, batches, step=step, slow=True)
+        self.latest, self.latest_step = {name: value.item() for name, value in numbers.items()}, step
 
     def evaluate(
-        self, pl_module: ParameterDecomposition, batches: Iterable[Any], *, slow: bool
+        self, pl_module: ParameterDecomposition, batches: Iterable[Any], *, step: int, slow: bool
     ) -> tuple[dict[str, Tensor], dict[str, Figure]]:
-        """The numbers and figures of the model as it is. No training state is touched, no generator moved."""
-        losses: dict[str, Evaluation | Loss] = {f"loss/{name}": deepcopy(loss) for name, loss in pl_module.terms.items()}
+        """The numbers and figures of the model as it is after `step` steps. No state of the training is moved."""
+        progress = min(step, pl_module.steps - 1)
+        pl_module.set_progress(progress)
+        terms = pl_module.terms
+        losses: dict[str, Evaluation | Loss] = {f"loss/{name}": deepcopy(loss) for name, loss in terms.items()}
         for name, loss in losses.items():
             loss.term = f"eval/{name}"
         metrics = {**losses, **self.metrics, **(self.slow_metrics if slow else {})}
         for metric in metrics.values():
             metric.reset()
             metric.to(pl_module.device)
+            if isinstance(metric, Loss):
+                metric.set_progress(progress, pl_module.steps)
         outputs = any(metric.needs_outputs for metric in metrics.values())
         with torch.no_grad():
             for index, batch in enumerate(batches):
@@ -142,13 +158,26 @@ def total_loss(metrics: Metrics) -> Tensor:
 
 @contextmanager
 def skip_broken_figure(name: str, metric: Evaluation | Loss, metrics: dict[str, Evaluation | Loss]) -> Iterator[None]:
-    """A figure that fails is reported and left out of this evaluation; a number that fails is an error."""
+    """A figure that fails is left out of this evaluation; a number that fails is an error."""
+    if not isinstance(metric, Evaluation) or not metric.draws:
+        yield
+        return
+    with report_broken_figure(name):
+        try:
+            yield
+        except Exception:
+            del metrics[name]
+            raise
+
+
+@contextmanager
+def report_broken_figure(name: str) -> Iterator[None]:
+    """A figure is no reason to lose a run; a full disk is."""
     try:
         yield
+    except StorageError:
+        raise
     except Exception:
-        if not isinstance(metric, Evaluation) or not metric.draws:
-            raise
-        del metrics[name]
         rank_zero_warn(f"The figure {name!r} failed and is skipped; the run goes on.\n{traceback.format_exc()}")
 
 

@@ -41,16 +41,21 @@ class Uniform(Source):
 
 
 class Binomial(Source):
-    """r is 0 or 1 with probability 1/2, over the noisy lower ci (spec I3); m_D stays uniform."""
+    """r is 0 or 1 with probability 1/2 per position and subcomponent (spec R1); m_D stays uniform.
 
-    def __init__(self, *, delta: bool = True):
+    Args:
+        delta: whether the weight delta is masked too, rather than absent.
+        noisy: interpolate the lower ci of 1.05 * logit - 0.05 * u, u ~ U[0, 1], in the place of the plain one (spec I3).
+    """
+
+    def __init__(self, *, delta: bool = True, noisy: bool = True):
         super().__init__()
-        self.delta = delta
+        self.delta, self.noisy = delta, noisy
 
     def forward(
         self, observation: Observation, *, term: str, sites: list[str], loss: Callable[[Masks], Tensor]
     ) -> Masks:
-        lower = observation.noisy_lower
+        lower = observation.noisy_lower if self.noisy else observation.ci.lower
         masks = {
             s: interpolate_mask(lower[s], (draw_uniform(observation, term=term, site=s) >= 0.5).to(lower[s].dtype))
             for s in sites

@@ -79,7 +79,8 @@ class _ImportanceLoss(Loss):
             values.append(
                 frequency_weighted_sum(frequency, smooth, beta=self.beta, count=self.reference_count or positions)
             )
-        return torch.stack(values).sum(), 1
+        # Counted by positions, so that batches of unequal size weigh as they should (spec R4).
+        return torch.stack(values).sum() * positions, positions
 
 
 class ImportanceMinimalityLoss(_ImportanceLoss):

@@ -33,8 +33,8 @@ class Loss(Metric):
 
     def __init__(self, *, coeff: Value, **metric_arguments: Any):
         super().__init__(**metric_arguments)
-        if not callable(coeff) and not (math.isfinite(coeff) and coeff >= 0):
-            raise ValueError(f"{type(self).__name__}(coeff): expected a number >= 0 or a schedule, got {coeff}.")
+        if not callable(coeff) and not (isinstance(coeff, int | float) and math.isfinite(coeff) and coeff >= 0):
+            raise ValueError(f"{type(self).__name__}(coeff): expected a number >= 0 or a schedule, got {coeff!r}.")
         self.coeff = Scheduled(coeff)
         self.term = type(self).__name__
         self.add_state("sum", torch.zeros(()), dist_reduce_fx="sum")

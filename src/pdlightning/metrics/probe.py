@@ -21,7 +21,7 @@ def single_feature_ci(model: ComponentModel, n_features: int) -> dict[str, Float
     some = next(iter(model.components.values())).V
     with torch.no_grad():
         probe = PROBE * torch.eye(n_features, device=some.device, dtype=some.dtype)
-        return model.causal_importances(model.clean(probe).inputs).lower
+        return model.causal_importances(model.clean(probe)).lower
 
 
 class _OfTheModel(Evaluation):

@@ -22,6 +22,7 @@ def compare_masked(observation: Observation, route: Route, masks: Masks, compari
         delta_masks=masks.delta_masks,
         routes=route.routes,
         outputs=comparison.needs_outputs,
+        clean=observation.clean,
     )
     return comparison(observation.clean, masked)
 

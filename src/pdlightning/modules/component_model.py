@@ -13,17 +13,21 @@ from torch import Tensor, nn
 from pdlightning.functional.random import KeyedRandom
 from pdlightning.modules.batches import default_output, default_run_batch
 from pdlightning.modules.ci import SQUASHINGS, CausalImportances, CIFunction, CIShape, Squash, site_key
-from pdlightning.modules.site import Components, CurrentPass, Pass, Site
+from pdlightning.modules.site import Components, CurrentPass, Pass, Products, Site
 from pdlightning.modules.surgery import find_sites, install, uninstall
 
 
 @dataclass(eq=False)
 class Run:
-    """One forward of the target: its output and, where they were asked for, the inputs and outputs of the sites."""
+    """One forward of the target: its output and, where they were asked for, the inputs and outputs of the sites.
+
+    A clean run keeps the products of its inputs, for whoever needs them next.
+    """
 
     output: Tensor
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    products: dict[str, Products]
 
 
 class ComponentsBySite(nn.Module, Mapping[str, Components]):
@@ -85,7 +89,8 @@ class ComponentModel(nn.Module):
         self.squash: Squash = squash
         self.run_batch = run_batch or default_run_batch
         self.output = output or default_output
-        self.components = ComponentsBySite([install(target, spec, self._current, seed=seed) for spec in specs])
+        inside_out = [install(target, spec, self._current, seed=seed) for spec in reversed(specs)]
+        self.components = ComponentsBySite(inside_out[::-1])
         self.ci_fn = ci_fn
         ci_fn.build({path: CIShape(_ci_width(ci_fn, c), c.C) for path, c in self.components.items()}, seed=seed)
         some = next(iter(self.components.values())).V
@@ -117,14 +122,18 @@ class ComponentModel(nn.Module):
         delta_masks: dict[str, Float[Tensor, " *leading"]] | None = None,
         routes: dict[str, Bool[Tensor, " *leading"]] | None = None,
         outputs: bool = False,
+        clean: Run | None = None,
     ) -> Run:
-        """A forward in which exactly the sites in `masks` run through their subcomponents (spec C4-C6)."""
+        """A forward in which exactly the sites in `masks` run through their subcomponents (spec C4-C6).
+
+        `clean` is the clean run of the same batch, whose products save those of the first masked site.
+        """
         for name, given in (("delta_masks", delta_masks), ("routes", routes)):
             if given is not None and given.keys() != masks.keys():
                 raise ValueError(f"{name} must name the sites of masks, {sorted(masks)}, got {sorted(given)}.")
         if unknown := masks.keys() - self.components.keys():
             raise ValueError(f"masks name {sorted(unknown)}, but the sites are {list(self.components)}.")
-        return self._run(batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None))
+        return self._run(batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None, clean=clean and clean.products))
 
     def _run(self, batch: Any, now: Pass) -> Run:
         self._current.value = now
@@ -132,18 +141,20 @@ class ComponentModel(nn.Module):
             output = self.output(self.run_batch(self.target, batch))
         finally:
             self._current.value = None
-        return Run(output, now.inputs or {}, now.outputs or {})
+        inputs = now.inputs or {}
+        products = {path: Products(self.components[path], x) for path, x in inputs.items()}
+        return Run(output, inputs, now.outputs or {}, products)
 
-    def causal_importances(self, inputs: dict[str, Tensor]) -> CausalImportances:
+    def causal_importances(self, clean: Run) -> CausalImportances:
         """ci from the clean inputs of the sites (spec I1)."""
-        if missing := [path for path in self.components if path not in inputs]:
+        if missing := [path for path in self.components if path not in clean.inputs]:
             raise RuntimeError(f"The forward of the target never ran the sites {missing}: leave them out of `sites`.")
-        logits = self.ci_fn({path: self._ci_input(c, inputs[path]) for path, c in self.components.items()})
+        logits = self.ci_fn({path: self._ci_input(clean.products[path]) for path in self.components})
         return CausalImportances.from_logits(logits, self.squash)
 
-    def _ci_input(self, components: Components, x: Tensor) -> Tensor:
-        reads_activation = self.ci_fn.reads == "component" or components.kind == "embedding"
-        return components.activation(x) if reads_activation else x
+    def _ci_input(self, products: Products) -> Tensor:
+        reads_activation = self.ci_fn.reads == "component" or products.components.kind == "embedding"
+        return products.with_V() if reads_activation else products.x
 
     def noisy_lower(self, ci: CausalImportances, random: KeyedRandom) -> dict[str, Tensor]:
         """The lower branch at 1.05 * x - 0.05 * u, u ~ U[0, 1]: what binomial sources interpolate (spec I3)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class Components(nn.Module):
         self._frozen = (module,)  # in a tuple, so that the target's parameters never become ours
         self._width = width
         self.d_out, self.d_in = (width, width) if kind == "identity" else tuple(self.target_weight.shape)
-        like = None if kind == "identity" else self.target_weight
+        like = next(module.parameters(), None) if kind == "identity" else self.target_weight
         generator = key_generator(seed, "init", path)
         self.V = nn.Parameter(_normal(self.d_in, C, std=self.d_in**-0.5, like=like, generator=generator))
         self.U = nn.Parameter(_normal(C, self.d_out, std=C**-0.5, like=like, generator=generator))
@@ -85,13 +85,23 @@ class Components(nn.Module):
                 return F.linear(x, self.target_weight)
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None, delta_mask: Tensor | None, route: Bool[Tensor, " *leading"] | None
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None,
+        delta_mask: Tensor | None,
+        route: Bool[Tensor, " *leading"] | None,
+        products: Products | None,
     ) -> Float[Tensor, "*leading d_out"]:
-        """The site's output where `route` is True (None: everywhere), the target's elsewhere (spec C4, C6)."""
+        """The site's output where `route` is True (None: everywhere), the target's elsewhere (spec C4, C6).
+
+        `products` are those of x where they are kept, else None.
+        """
+        products = products or Products(self, x)
         bias = self.target_bias
-        x_weight = None if delta_mask is None and route is None else self.target_product(x)
+        x_weight = None if delta_mask is None and route is None else products.with_weight()
         out = masked_product(
-            self.activation(x), self.U, mask=mask, delta_mask=delta_mask, x_weight=x_weight, bias=bias
+            products.with_V(), self.U, mask=mask, delta_mask=delta_mask, x_weight=x_weight, bias=bias
         )
         if route is None or x_weight is None:
             return out
@@ -99,6 +109,30 @@ class Components(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.path}, {self.kind}, d_in={self.d_in}, d_out={self.d_out}, C={self.C}"
+
+
+class Products:
+    """x V and x W^T of one input of a site, each computed when first asked for and then kept.
+
+    What was computed without gradient is computed again for whoever needs its gradient.
+    """
+
+    def __init__(self, components: Components, x: Tensor):
+        self.components, self.x = components, x
+        self.activation: Tensor | None = None
+        self.target_product: Tensor | None = None
+
+    def with_V(self) -> Float[Tensor, "*leading C"]:
+        needs_grad = torch.is_grad_enabled() and self.components.V.requires_grad
+        if self.activation is None or (needs_grad and not self.activation.requires_grad):
+            self.activation = self.components.activation(self.x)
+        return self.activation
+
+    def with_weight(self) -> Float[Tensor, "*leading d_out"]:
+        needs_grad = torch.is_grad_enabled() and self.x.requires_grad
+        if self.target_product is None or (needs_grad and not self.target_product.requires_grad):
+            self.target_product = self.components.target_product(self.x)
+        return self.target_product
 
 
 def _normal(*shape: int, std: float, like: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -112,6 +146,9 @@ class Pass:
     """What the sites do in one forward of the target, and what they write down.
 
     Sites named in `masks` run through their masked subcomponents, all others run the target's weight (spec C6).
+
+    `clean` holds the products of the clean inputs. Until the first masked site has run, everything is as in the clean
+    forward, so what enters that site is its clean input, and its products need not be computed again.
     """
 
     masks: dict[str, Float[Tensor, "*leading C"]] = field(default_factory=dict)
@@ -119,6 +156,7 @@ class Pass:
     routes: dict[str, Bool[Tensor, " *leading"]] | None = None
     inputs: dict[str, Tensor] | None = None
     outputs: dict[str, Tensor] | None = None
+    clean: dict[str, Products] | None = None
 
 
 class CurrentPass:
@@ -128,7 +166,17 @@ class CurrentPass:
         self.value: Pass | None = None
 
 
-class Site(nn.Module):
+class StandIn(nn.Module):
+    """Answers for the `module` behind it: a target's own code may read `self.embed.weight` or `layer.attention_type`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+class Site(StandIn):
     """Stands in the place of the target's module; outside a pass it is that module."""
 
     def __init__(self, *, module: nn.Module, components: Components, current: CurrentPass):
@@ -142,13 +190,21 @@ class Site(nn.Module):
         if now is None:
             return self.module(x)
         if now.inputs is not None:
+            if path in now.inputs:
+                raise RuntimeError(
+                    f"Site {path!r} ran twice in one forward of the target, so it has no single input. Give each use a"
+                    " module of its own (the weights may stay shared), or leave it out of `sites`."
+                )
             now.inputs[path] = x
         if path in now.masks:
+            products = None if now.clean is None else now.clean[path]
+            now.clean = None  # from here on nothing is as in the clean forward
             out = self.components(
                 x,
                 mask=now.masks[path],
                 delta_mask=None if now.delta_masks is None else now.delta_masks[path],
                 route=None if now.routes is None else now.routes[path],
+                products=products,
             )
         else:
             out = self.module(x)
@@ -157,7 +213,7 @@ class Site(nn.Module):
         return out
 
 
-class PreIdentity(nn.Module):
+class PreIdentity(StandIn):
     """A module with an identity site in front of its first argument (spec C1)."""
 
     def __init__(self, *, site: Site, module: nn.Module):

@@ -31,8 +31,8 @@ def find_sites(target: nn.Module, sites: Mapping[str, int]) -> list[SiteSpec]:
     """The sites that the patterns name, in the order of the target's modules (spec C7).
 
     Raises:
-        ValueError: no pattern at all, C < 1, a pattern that matches nothing (the candidates are listed), or a module
-            matched by two patterns.
+        ValueError: no pattern at all, C < 1, a pattern that matches nothing (the candidates are listed), a module
+            matched by two patterns, or two paths to one place.
         TypeError: a pattern names a module that cannot be decomposed.
     """
     if not sites:
@@ -49,7 +49,23 @@ def find_sites(target: nn.Module, sites: Mapping[str, int]) -> list[SiteSpec]:
                 )
             found[spec.path] = (pattern, spec)
     order = {path: i for i, path in enumerate(modules)}
-    return sorted((s for _, s in found.values()), key=lambda s: (order[s.module_path], s.kind != "identity"))
+    specs = sorted((s for _, s in found.values()), key=lambda s: (order[s.module_path], s.kind != "identity"))
+    _check_places(target, specs)
+    return specs
+
+
+def _check_places(target: nn.Module, specs: list[SiteSpec]) -> None:
+    """Two paths through one shared module lead to one place, where only one site can stand."""
+    taken: dict[tuple[int, str, bool], str] = {}
+    for spec in specs:
+        parent, _, name = spec.module_path.rpartition(".")
+        place = (id(target.get_submodule(parent)), name, spec.kind == "identity")
+        if place in taken:
+            raise ValueError(
+                f"Sites {taken[place]!r} and {spec.path!r} are one place: the module {parent!r} that holds it is used"
+                " twice. Give each use a module of its own (the weights may stay shared) to decompose them."
+            )
+        taken[place] = spec.path
 
 
 def _matches(modules: dict[str, nn.Module], pattern: str, C: int) -> list[SiteSpec]:
@@ -87,27 +103,20 @@ def _input_width(path: str, module: nn.Module) -> int:
 
 
 def install(target: nn.Module, spec: SiteSpec, current: CurrentPass, *, seed: int) -> Components:
-    """Replace the module at the spec's path by its site; returns the site's components."""
+    """Replace the module at the spec's path by its site; returns the site's components.
+
+    Inner modules come before what holds them, and a site before the identity in front of it, so that paths stay valid.
+    """
     module = target.get_submodule(spec.module_path)
-    if isinstance(module, PreIdentity):  # the identity in front was installed first
-        target, owner_path = module, "module"
-        module = module.module
-    else:
-        owner_path = spec.module_path
-    components = Components(
-        path=spec.path, kind=spec.kind, module=module, C=spec.C, seed=seed, width=spec.width
-    )
+    components = Components(path=spec.path, kind=spec.kind, module=module, C=spec.C, seed=seed, width=spec.width)
     site = Site(module=nn.Identity() if spec.kind == "identity" else module, components=components, current=current)
-    target.set_submodule(owner_path, PreIdentity(site=site, module=module) if spec.kind == "identity" else site)
+    new = PreIdentity(site=site, module=module) if spec.kind == "identity" else site
+    target.set_submodule(spec.module_path, new)
     return components
 
 
 def uninstall(target: nn.Module) -> None:
-    """Put every module back in the place its site stood in."""
-    for path, module in list(target.named_modules(remove_duplicate=False)):
-        if isinstance(module, PreIdentity):
-            inner = module.module
-            target.set_submodule(path, inner.module if isinstance(inner, Site) else inner)
-    for path, module in list(target.named_modules(remove_duplicate=False)):
-        if isinstance(module, Site):
+    """Put every module back in the place its site stood in, from the innermost outwards."""
+    for path, module in reversed(list(target.named_modules(remove_duplicate=False))):
+        if isinstance(module, PreIdentity | Site):
             target.set_submodule(path, module.module)

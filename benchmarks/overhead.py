@@ -1,0 +1,105 @@
+"""Milliseconds per step that the Trainer, its callbacks and loggers add to a bare loop over the same step.
+
+    python benchmarks/overhead.py [--experiment tms_5-2] [--steps 300] [--rounds 5]
+
+Both sides train the same decomposition on the same batches, with evaluation off, in turns within one process; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from pdlightning import build
+from pdlightning.config import to_plain
+from pdlightning.run import build_trainer
+from pdlightning.runtime import prepare_runtime
+
+
+def fresh(config):
+    target = build.make_target(config, build.build_target(config)).model
+    return build.build_decomposition(config, target), build.build_data(config)
+
+
+def bare_loop(config) -> None:
+    decomposition, data = fresh(config)
+    optimizer = decomposition.configure_optimizers()
+    batches = iter(data.train_dataloader())
+    for step in range(config["steps"]):
+        if step == 20:
+            begin = time.perf_counter(), time.process_time()
+        decomposition.set_progress(step)
+        decomposition.set_learning_rates(optimizer, step)
+        optimizer.zero_grad()
+        total, pairs, _ = decomposition.compute_step(next(batches), decomposition.step_now)
+        for name, loss in decomposition.terms.items():
+            loss.update(pairs[name])
+        total.backward()
+        optimizer.step()
+    return per_step(begin, config["steps"] - 20)
+
+
+def trainer_loop(config):
+    from lightning import Callback
+
+    class Clock(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 20:
+                self.begin = time.perf_counter(), time.process_time()
+
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == config["steps"] - 1:
+                self.result = per_step(self.begin, config["steps"] - 21)
+
+    decomposition, data = fresh(config)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        evaluation = build.build_evaluation(config)
+        evaluation.report = lambda *_, **__: None
+        trainer = build_trainer(config, Path(folder), evaluation, first_step=0)
+        trainer.callbacks.insert(0, clock)
+        trainer.fit(decomposition, datamodule=data)
+    return clock.result
+
+
+def per_step(begin: tuple[float, float], steps: int) -> tuple[float, float]:
+    return 1e3 * (time.perf_counter() - begin[0]) / steps, 1e3 * (time.process_time() - begin[1]) / steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="tms_5-2")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    conf = Path(__file__).resolve().parents[1] / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        overrides = [
+            f"experiment={arguments.experiment}",
+            f"steps={arguments.steps}",
+            f"runtime.threads={arguments.threads}",
+            "logging.progress=false",
+            "logging.checkpoint_every=1000000",
+            "pd.faithfulness_warmup=null",
+        ]
+        config = to_plain(compose("config", overrides))
+    prepare_runtime(config["runtime"])
+    rounds = [(bare_loop(config), trainer_loop(config)) for _ in range(arguments.rounds)]
+    print(f"{date.today()}  {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
+    for i, clock in enumerate(("wall", "CPU")):
+        bare, trained = (statistics.median(r[side][i] for r in rounds) for side in (0, 1))
+        extra = statistics.median(r[1][i] - r[0][i] for r in rounds)
+        print(f"{clock:>4} ms per step: bare loop {bare:.2f}, Trainer {trained:.2f}, overhead {extra:.2f}")
+
+
+if __name__ == "__main__":
+    main()

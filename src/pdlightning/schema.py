@@ -1,0 +1,139 @@
+"""The settings of a run that build nothing themselves: their names, types and ranges. Checked without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pdlightning.config import MISSING, ConfigError, instantiate, join
+
+BUILT = ("target", "data", "pd", "metric", "loss", "ci_fn", "comparison")
+"""The parts of a config that are trees of `_target_`; their schema is the constructors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how a run computes (spec D1, class `runtime`).
+
+    Args:
+        accelerator, devices, precision: as the lightning.Trainer takes them.
+        compile: torch.compile the step.
+        threads: of torch on the CPU, or None for its own choice.
+        keep_memory: glibc keeps freed blocks.
+    """
+
+    accelerator: str
+    devices: int
+    precision: Literal["64-true", "32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed"]
+    compile: bool
+    threads: int | None
+    keep_memory: bool
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "devices", *(["threads"] if self.threads is not None else []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """When a run looks at itself, and where it writes that down. Every cadence is a number of steps.
+
+    Args:
+        log_every: training losses and learning rates.
+        eval_every: the metrics under `metric.fast`.
+        slow_eval_every: those under `metric.slow`; a multiple of `eval_every`.
+        checkpoint_every: checkpoints to resume from.
+        progress: show a progress bar.
+        loggers: name -> logger beside metrics.csv.
+    """
+
+    log_every: int
+    eval_every: int
+    slow_eval_every: int
+    checkpoint_every: int
+    progress: bool
+    loggers: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "log_every", "eval_every", "slow_eval_every", "checkpoint_every")
+        check_multiple(eval_every=self.eval_every, slow_eval_every=self.slow_eval_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What else a config says.
+
+    Args:
+        name: of the experiment.
+        seed: of the decomposition.
+        steps: of the decomposition.
+        cache_dir: of trained targets, or None.
+        check_target: refuse a target that dropped features.
+        allow: further packages that `_target_` may name.
+        goal: logged name -> {min, max}.
+        objective: logged name of the number a run returns to a sweep.
+    """
+
+    name: str
+    seed: int
+    steps: int
+    cache_dir: str | None
+    check_target: bool
+    allow: list[str]
+    goal: dict[str, dict[str, float]]
+    objective: str
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "steps")
+        for name, bounds in self.goal.items():
+            if not bounds or not bounds.keys() <= {"min", "max"}:
+                raise ValueError(f"goal.{name}: expected min, max or both, got {bounds}.")
+
+
+def at_least_one(settings: Any, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}.")
+
+
+def check_multiple(*, eval_every: int, slow_eval_every: int) -> None:
+    """A slow evaluation is an ordinary one with more in it, so it can only come where there is one."""
+    if slow_eval_every % eval_every:
+        raise ValueError(
+            f"slow_eval_every must be a multiple of eval_every, got {slow_eval_every} and {eval_every}: "
+            f"{max(1, slow_eval_every // eval_every) * eval_every} would fit."
+        )
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` that lists what is wrong with the settings of a resolved config."""
+    groups = (*BUILT, "runtime", "logging")
+    problems = [_not_a_group(config, part) for part in groups if not isinstance(config.get(part), Mapping)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    rest = {key: value for key, value in config.items() if key not in groups}
+    for schema, path, settings in (
+        (Run, "", rest),
+        (Runtime, "runtime", config["runtime"]),
+        (Logging, "logging", _without_loggers(config["logging"])),
+    ):
+        try:
+            instantiate({"_target_": f"{__name__}.{schema.__name__}", **settings}, path=path)
+        except ConfigError as error:
+            problems.append(str(error))
+        except ValueError as error:
+            problems.append(join(path, str(error)))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _without_loggers(logging: Mapping[str, Any]) -> dict[str, Any]:
+    """The loggers are bound to their constructors later, with the other parts that are built."""
+    loggers = logging.get("loggers")
+    return {**logging, **({"loggers": dict.fromkeys(loggers)} if isinstance(loggers, dict) else {})}
+
+
+def _not_a_group(config: Mapping[str, Any], part: str) -> str:
+    if part not in config or config[part] == MISSING:
+        return f"{part}: a value is required; choose {part}=... (--help lists them), or an experiment that has one"
+    return f"{part}: expected a group of settings, got {config[part]!r}"

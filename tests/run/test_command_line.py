@@ -1,0 +1,153 @@
+"""The command line as a process: what answers at once, sweeps, and the wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from pdlightning import sweeps
+from pdlightning.__main__ import CONF, main
+from pdlightning.report import goals_met, result_table
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def imported_by(code: str) -> tuple[str, set[str]]:
+    """What a program prints, and which heavy packages it imported."""
+    heavy = ("torch", "lightning", "matplotlib", "transformers", "scipy", "wandb", "datasets")
+    code += f"\nimport sys; print('HEAVY', *[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    printed, _, names = done.stdout.partition("HEAVY")
+    return printed, set(names.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["experiment=tms_5-2", "--cfg", "job"]])
+def test_help_and_cfg_answer_without_torch(words: list[str]):
+    code = f"import sys; sys.argv[1:] = {words}\nfrom pdlightning.__main__ import main\nmain()"
+    printed, heavy = imported_by(code)
+    assert not heavy
+    if words == ["--help"]:
+        assert "experiment: induction, resid_mlp1" in printed and "python -m pdlightning experiment=tms_5-2" in printed
+        assert len(printed.splitlines()) < 40
+    else:
+        assert "_target_: pdlightning.decomposition.ParameterDecomposition" in printed
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert imported_by("import pdlightning")[1] == set()
+
+
+def test_a_sweep_goes_on_after_a_failing_job_and_gives_the_solved_share(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    words = [
+        "-m",
+        "experiment=tms_5-2",
+        "debug=fast",
+        "pd.sites.linear1=0,6",
+        "data.batch_size=8",
+        f"cache_dir={cache}",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pdlightning", *words, "~metric.slow.weights", "hydra.sweep.dir=sweep"])
+    with pytest.raises(SystemExit, match="Some jobs of this sweep failed"):
+        main()
+    printed = capsys.readouterr().out
+    assert "   0  failed: Error in the config: sites['linear1']: C, the number of subcomponents, must be" in printed
+    assert "   1  NOT solved" in printed and "solved: 0 of 1 (0%, 95 % interval 0% to 79%)" in printed
+    again = [sys.executable, "-m", "pdlightning.sweeps", "sweep"]
+    done = subprocess.run(again, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == printed.strip()
+
+
+def test_the_table_of_a_sweep_has_failed_and_unfinished_jobs_and_wilsons_interval(tmp_path: Path):
+    for job, solved in enumerate([True] * 8 + [False] * 2):
+        (tmp_path / str(job)).mkdir()
+        summary = {"solved": solved, "seconds": 1.0, "metrics": {"eval/match/mmcs": 1e-9}}
+        (tmp_path / str(job) / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "10").mkdir()
+    (tmp_path / "11").mkdir()
+    (tmp_path / "11" / "error.txt").write_text("the reason\n")
+    table = sweeps.solve_rate_table(tmp_path).splitlines()
+    assert [line.split()[0] for line in table[2:-1]] == [str(job) for job in range(12)]
+    assert table[2].endswith("match/mmcs 1e-09")
+    assert table[-3].split() == ["10", "unfinished"] and table[-2].split() == ["11", "failed:", "the", "reason"]
+    # (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) for p = 0.8, n = 10, z = 1.96
+    assert table[-1] == "solved: 8 of 10 (80%, 95 % interval 49% to 94%)"
+
+
+def test_the_result_table_gives_goals_their_verdict_and_tiny_numbers_their_digits():
+    config = {
+        "goal": {
+            "eval/identity/tol_0.1": {"max": 0},
+            "eval/match/ml2r": {"min": 0.99, "max": 1.01},
+            "eval/x": {"min": 1},
+        },
+        "metric": {"fast": {"identity": {"n_features": 5}}, "slow": {}},
+    }
+    metrics = {
+        "eval/identity/tol_0.1": 0,
+        "eval/identity/recovered": 5,
+        "eval/match/ml2r": 0.9,
+        "eval/loss/total": 3e-12,
+    }
+    solved = goals_met(config["goal"], metrics)
+    summary = {
+        "experiment": "e",
+        "solved": solved,
+        "steps": 3,
+        "seconds": 2.0,
+        "steps_per_second": 1.5,
+        "metrics": metrics,
+    }
+    lines = [line.split() for line in result_table(summary, config).splitlines()]
+    assert ["e:", "NOT", "solved"] in lines
+    assert ["identity/tol_0.1", "0", "<=", "0", "ok"] in lines
+    assert ["match/ml2r", "0.9", ">=", "0.99", "and", "<=", "1.01", "MISSED"] in lines
+    assert ["x", "not", "measured", ">=", "1", "MISSED"] in lines
+    assert ["loss", "total", "3e-12"] in lines and ["identity", "tol_0.1", "0", "recovered", "5", "of", "5"] in lines
+    assert goals_met({}, metrics) is None and goals_met({"eval/identity/tol_0.1": {"max": 0}}, metrics) is True
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_its_conf_and_runs_anywhere(tmp_path: Path):
+    built = tmp_path / "dist"
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", built, CONF.parent], check=True)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--quiet", next(built.glob("*.whl"))], check=True)
+    ours = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    (ours / "environment.pth").write_text(next(p for p in sys.path if p.endswith("site-packages")) + "\n")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "PDLIGHTNING_CACHE": str(tmp_path / "cache")
+    }
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    where = [python, "-c", "import pdlightning.__main__ as m; print(m.CONF)"]
+    assert str(ours) in subprocess.run(where, env=environment, cwd=elsewhere, capture_output=True, text=True).stdout
+    words = ["experiment=tms_5-2", "debug=fast", "data.batch_size=8", "hydra.run.dir=here"]
+    subprocess.run([python, "-m", "pdlightning", *words], env=environment, cwd=elsewhere, check=True)
+    assert json.loads((elsewhere / "here" / "summary.json").read_text())["steps"] == 6
+
+
+@pytest.mark.slow
+def test_wandb_writes_its_run_without_a_key_or_a_network(tmp_path: Path, cache: Path):
+    environment = ENVIRONMENT | {"WANDB_MODE": "offline"}
+    environment.pop("WANDB_API_KEY", None)
+    words = [
+        "experiment=tms_5-2",
+        "debug=fast",
+        "data.batch_size=8",
+        "logging=wandb",
+        f"cache_dir={cache}",
+        "hydra.run.dir=here",
+    ]
+    subprocess.run([sys.executable, "-m", "pdlightning", *words], env=environment, cwd=tmp_path, check=True)
+    assert list((tmp_path / "here" / "wandb").glob("offline-run-*/run-*.wandb"))
