@@ -146,7 +146,10 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     variants = ["plain", "eager", *([] if arguments.no_compile else ["compiled"])]
-    print(f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores,"
+        f" load {os.getloadavg()[0]:.1f}"
+    )
     print(f"{'case':<12} {'threads':>7} {'variant':<9} {'wall ms':>9} {'CPU ms':>9} {'x wall':>7} {'x CPU':>7}")
     for case in arguments.cases:
         for threads in arguments.threads:

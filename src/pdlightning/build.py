@@ -122,7 +122,6 @@ def build_evaluation(config: Config, **arguments: Any) -> Evaluate:
 
 def rehearse(config: Config, source: TargetRecipe | nn.Module) -> None:
     """Put everything together around an untrained target, and show it one batch: mistakes come before the long work."""
-    target = source
     if isinstance(source, TargetRecipe):
         target = source.blank(source.seed)
         try:
@@ -130,6 +129,8 @@ def rehearse(config: Config, source: TargetRecipe | nn.Module) -> None:
         except (ValueError, TypeError) as error:
             error.add_note("while building the config's target.data")
             raise
+    else:
+        target = source
     decomposition = build_decomposition(config, target)
     evaluation = build_evaluation(config)
     evaluation.prepare(decomposition)

@@ -45,6 +45,8 @@ class ParameterDecomposition(LightningModule):
         output: result -> the tensor compared; by default the tensor, `.logits`, or the first of a tuple.
     """
 
+    step_now: Tensor
+
     def __init__(
         self,
         *,
@@ -63,7 +65,9 @@ class ParameterDecomposition(LightningModule):
     ):
         super().__init__()
         if not losses:
-            raise ValueError("No losses: pass losses={name: loss}, such as {'faithfulness': FaithfulnessLoss(coeff=1.0)}.")
+            raise ValueError(
+                "No losses: pass losses={name: loss}, such as {'faithfulness': FaithfulnessLoss(coeff=1.0)}."
+            )
         self.model = ComponentModel(
             target=target, sites=sites, ci_fn=ci_fn, squash=squash, seed=seed, run_batch=run_batch, output=output
         )
@@ -138,7 +142,8 @@ class ParameterDecomposition(LightningModule):
         total, pairs, ci_lower = self.compute_step(batch, self.step_now)
         for name, loss in self.terms.items():
             loss.update(pairs[name])
-        log_now = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        log_every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        log_now = (self.global_step + 1) % log_every == 0
         if log_now or total.device.type == "cpu":  # elsewhere the look would make the host wait in every step
             self.guard.check(batch, total, pairs, ci_lower, step=self.global_step)
         if log_now:
@@ -167,7 +172,9 @@ class ParameterDecomposition(LightningModule):
 
     def on_fit_start(self) -> None:
         """The length of the training, which every schedule is a fraction of."""
-        self.steps = int(self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches)
+        self.steps = int(
+            self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
+        )
 
     def on_train_start(self) -> None:
         if self.faithfulness_warmup is not None and self.global_step == 0:
@@ -197,7 +204,9 @@ class ParameterDecomposition(LightningModule):
     ) -> None:
         """Each group by its own norm, with norm + 1e-6 in the denominator (spec 6 part 9)."""
         if gradient_clip_val is not None:
-            raise ValueError("Trainer(gradient_clip_val) would clip all groups as one: use AdamW(clip=...) of each group.")
+            raise ValueError(
+                "Trainer(gradient_clip_val) would clip all groups as one: use AdamW(clip=...) of each group."
+            )
         for group in optimizer.param_groups:
             if (clip := self.optimizer_settings[group["name"]].clip) is not None:
                 nn.utils.clip_grad_norm_(group["params"], clip)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pdlightning.functional.losses import Pair
 from pdlightning.functional.squash import ALPHA
@@ -27,7 +28,7 @@ class FiniteGuard:
     ) -> None:
         if torch.isfinite(total):
             return
-        inputs = [leaf for leaf in torch.utils._pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         broken = [
             *(f"parameter {name}" for name, p in self.model.named_parameters() if not p.isfinite().all()),
             *(f"ci of site {site}" for site, ci in ci_lower.items() if not _in_range(ci)),
@@ -37,8 +38,8 @@ class FiniteGuard:
             broken.insert(0, "the batch itself")
         raise NonFiniteError(
             f"The total loss is {total.item()} at step {step}. Not finite or out of range: {'; '.join(broken)}."
-            " The weights are those of the last finite step. Look at the data if the batch is named; otherwise lower the learning"
-            " rate or the coefficient of the first term named, or clip its gradient."
+            " Look at the data if the batch is named; otherwise lower the learning rate or the coefficient of the first"
+            " term named, or clip its gradient."
         )
 
 

@@ -74,4 +74,3 @@ def observe(
     samples = torch.arange(leading[0], dtype=torch.int32, device=clean.output.device) + first_sample
     random = KeyedRandom.at(seed=seed, step=step, samples=samples, inner=tuple(leading[1:]))
     return Observation(model, batch, clean, ci, random, training)
-

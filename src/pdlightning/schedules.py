@@ -26,7 +26,7 @@ def check_fraction(value: float, name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warmup from 0, then constant, linear or half-period cosine from `start` to `final_frac * start` (spec S1)."""
+    """Linear warmup from 0, then `kind` (cosine: half a period) from `start` to `final_frac * start` (spec S1)."""
 
     start: float
     kind: ScheduleKind = "constant"
@@ -45,7 +45,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Anneal:
-    """`start` until `start_frac` of training, `end` from `end_frac` on, linear (or geometric) between (p and gamma of spec L3)."""
+    """`start` until `start_frac` of training, `end` from `end_frac` on, linear or geometric between (spec L3)."""
 
     start: float
     end: float

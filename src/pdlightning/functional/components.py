@@ -7,7 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def interpolate_mask(ci: Float[Tensor, "*leading C"], source: Float[Tensor, "*leading C"]) -> Float[Tensor, "*leading C"]:
+def interpolate_mask(
+    ci: Float[Tensor, "*leading C"], source: Float[Tensor, "*leading C"]
+) -> Float[Tensor, "*leading C"]:
     """m = ci + (1 - ci) * r: what ci does not claim is filled by the source (spec 1)."""
     return ci + (1 - ci) * source
 
@@ -39,7 +41,7 @@ def masked_product(
     x_weight: Float[Tensor, "*leading d_out"] | None,
     bias: Float[Tensor, " d_out"] | None,
 ) -> Float[Tensor, "*leading d_out"]:
-    """((m - m_D) * (x V)) U + m_D * (x W^T) + b from the activation x V and the target's own product x W^T (spec C4)."""
+    """((m - m_D) * (x V)) U + m_D * (x W^T) + b from the products x V and x W^T (spec C4)."""
     if delta_mask is None:
         kept = activation if mask is None else activation * mask
         out = kept @ U

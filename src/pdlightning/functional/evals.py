@@ -45,7 +45,7 @@ def _at_least_square(ci: Float[Tensor, "n C"]) -> Tensor:
 
 
 def recovered_features(ci: Float[Tensor, "n C"], tolerance: float = 0.1) -> int:
-    """#rows with ci >= 1 - tol at their matched column and <= tol at every other, where no other row uses that column."""
+    """#rows with ci >= 1 - tol at their matched column, <= tol at every other, no other row > tol in that column."""
     matched, _ = permute_to_identity(_at_least_square(ci))
     strong = matched.diagonal() >= 1 - tolerance
     n = len(strong)
@@ -74,7 +74,7 @@ def dense_ci_error(ci: Float[Tensor, "n C"], k: int, tolerance: float = 0.1) -> 
 def mean_max_cosine_similarity(
     weight: Float[Tensor, "d_out d_in"], V: Float[Tensor, "d_in C"], U: Float[Tensor, "C d_out"]
 ) -> Float[Tensor, ""]:
-    """MMCS: mean over the columns j of W of max_c cos(U_c V_{c,j}, W_j); 1 is a perfect match of directions (spec E4)."""
+    """MMCS: mean over the columns j of W of max_c cos(U_c V_{c,j}, W_j); 1 is perfect (spec E4)."""
     return _column_cosines(weight, V, U).max(-1).values.mean()
 
 
@@ -88,6 +88,6 @@ def mean_l2_ratio(
 
 
 def _column_cosines(weight: Tensor, V: Tensor, U: Tensor) -> Float[Tensor, "d_in C"]:
-    """cos(U_c V_{c,j}, W_j) = sign(V_{c,j}) cos(U_c, W_j): the rank-one matrices are never built. A zero column has cosine 0."""
+    """cos(U_c V_{c,j}, W_j) = sign(V_{c,j}) cos(U_c, W_j), no matrix built; that of a zero column is 0."""
     directions = torch.nn.functional.normalize(weight, dim=0).T @ torch.nn.functional.normalize(U, dim=-1).T
     return directions * V.sign()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -11,7 +13,7 @@ from torch import Tensor
 Pair = tuple[Tensor, int]
 """(sum, count): adds over samples, sites and batches; the value is sum / count at the very end (spec R4)."""
 
-Tensors = Mapping[str, Tensor] | Iterable[Tensor] | Tensor
+Tensors = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 
 
 def _each(tensors: Tensors) -> list[Tensor]:
@@ -27,10 +29,10 @@ def faithfulness_loss(weight_deltas: Tensors) -> Float[Tensor, ""]:
 
 
 def relative_faithfulness_loss(weight_deltas: Tensors, weights: Tensors) -> Float[Tensor, ""]:
-    """mean_s ||D_s||_F^2 / ||W_s||_F^2, the `relative` form (spec L2)."""
-    if isinstance(weight_deltas, Mapping) and isinstance(weights, Mapping):
-        weights = [weights[site] for site in weight_deltas]
-    ratios = [_square_sum(d) / _square_sum(w) for d, w in zip(_each(weight_deltas), _each(weights), strict=True)]
+    """mean_s ||D_s||_F^2 / ||W_s||_F^2, the `relative` form (spec L2). Mappings meet by site, others by order."""
+    both_named = isinstance(weight_deltas, Mapping) and isinstance(weights, Mapping)
+    matched = [cast(dict[str, Tensor], weights)[site] for site in weight_deltas] if both_named else _each(weights)
+    ratios = [_square_sum(d) / _square_sum(w) for d, w in zip(_each(weight_deltas), matched, strict=True)]
     return torch.stack(ratios).mean()
 
 
@@ -66,7 +68,7 @@ def frequency_weighted_sum(
 def importance_minimality_loss(
     ci_upper: Tensors, p: Tensor | float, beta: float, eps: float = 1e-12
 ) -> Float[Tensor, ""]:
-    """sum_s sum_c [ f_c + beta * f_c * log2(1 + N f_c) ], f_c = (1/N) sum over all N positions of (upper + eps)^p (spec L3).
+    """sum_s sum_c [ f_c + beta * f_c * log2(1 + N f_c) ], f_c = mean over the N positions of (upper + eps)^p (spec L3).
 
     `ci_upper`: one tensor `[*leading, C]`, or one for each site.
     """
@@ -93,6 +95,6 @@ def kl_pair(clean_logits: Float[Tensor, "*leading vocab"], masked_logits: Float[
 def kl_divergence(
     clean_logits: Float[Tensor, "*leading vocab"], masked_logits: Float[Tensor, "*leading vocab"]
 ) -> Float[Tensor, ""]:
-    """KL(softmax(clean) || softmax(masked)), summed over the vocabulary, divided by the number of positions (spec R3)."""
+    """KL(softmax(clean) || softmax(masked)), summed over the vocabulary, per position (spec R3)."""
     total, count = kl_pair(clean_logits, masked_logits)
     return total / count

@@ -23,7 +23,5 @@ def uniform_subset_routes(
     if n_sites < 1:
         raise ValueError(f"uniform_subset_routes needs at least one site, got n_sites={n_sites}.")
     device = generator.device if generator is not None else None
-    size, scores = (
-        torch.rand(*leading_shape, n, generator=generator, device=device) for n in (1, n_sites)
-    )
+    size, scores = (torch.rand(*leading_shape, n, generator=generator, device=device) for n in (1, n_sites))
     return subset_routes(size, scores)

@@ -29,4 +29,6 @@ class Source(nn.Module):
     def forward(
         self, observation: Observation, *, term: str, sites: list[str], loss: Callable[[Masks], Tensor]
     ) -> Masks:
-        raise NotImplementedError(f"{type(self).__name__} must make masks in forward(observation, term=, sites=, loss=).")
+        raise NotImplementedError(
+            f"{type(self).__name__} must make masks in forward(observation, term=, sites=, loss=)."
+        )

@@ -33,7 +33,9 @@ class PGD(Source):
         if n_steps < 0 or step_size <= 0:
             raise ValueError(f"PGD: n_steps must be >= 0 and step_size > 0, got {n_steps} and {step_size}.")
         if init not in ("random", "ones", "zeros") or scope not in ("per_position", "shared"):
-            raise ValueError(f"PGD: init is random, ones or zeros and scope per_position or shared, got {init}, {scope}.")
+            raise ValueError(
+                f"PGD: init is random, ones or zeros and scope per_position or shared, got {init}, {scope}."
+            )
         self.n_steps, self.step_size, self.delta = n_steps, step_size, delta
         self.init: Init = init
         self.scope: Scope = scope
@@ -42,8 +44,9 @@ class PGD(Source):
         self, observation: Observation, *, term: str, sites: list[str], loss: Callable[[Masks], Tensor]
     ) -> Masks:
         sources = self.start(observation, term=term, sites=sites)
+        ascend = torch.compiler.disable()(self.ascend)  # autograd inside a compiled function
         for _ in range(self.n_steps):
-            sources = self.ascend(observation, sources, loss=loss)
+            sources = ascend(observation, sources, loss=loss)
         return self.masks(observation, sources, detach_ci=False)
 
     def trajectory(
@@ -71,7 +74,6 @@ class PGD(Source):
         value = 1.0 if self.init == "ones" else 0.0
         return [(s, what, like.new_full((*leading, n), value)) for s, what, n in widths]
 
-    @torch.compiler.disable
     def ascend(
         self,
         observation: Observation,

@@ -45,7 +45,7 @@ class Binomial(Source):
 
     Args:
         delta: whether the weight delta is masked too, rather than absent.
-        noisy: interpolate the lower ci of 1.05 * logit - 0.05 * u, u ~ U[0, 1], in the place of the plain one (spec I3).
+        noisy: interpolate the lower ci of 1.05 * logit - 0.05 * u, u ~ U[0, 1] (spec I3).
     """
 
     def __init__(self, *, delta: bool = True, noisy: bool = True):

@@ -116,7 +116,9 @@ class HiddenActsError(PositionSums):
         return torch.zeros(())
 
     def update(self, observation: Observation) -> None:
-        masked = observation.model.masked(observation.batch, observation.ci.lower, outputs=True, clean=observation.clean)
+        masked = observation.model.masked(
+            observation.batch, observation.ci.lower, outputs=True, clean=observation.clean
+        )
         for site in self.sites:
             total, _ = pf.squared_error(observation.clean.outputs[site], masked.outputs[site])
             getattr(self, site_key(site)).add_(total / masked.outputs[site].shape[-1])

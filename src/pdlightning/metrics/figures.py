@@ -71,7 +71,8 @@ class HistogramFigure(Evaluation):
         super().__init__(**metric_arguments)
         if quantity not in ("lower", "logits") or not low < high or bins < 1:
             raise ValueError(
-                f"HistogramFigure: quantity is lower or logits, low < high, bins >= 1; got {quantity!r}, {low}, {high}, {bins}."
+                f"HistogramFigure: quantity is lower or logits, low < high, bins >= 1;"
+                f" got {quantity!r}, {low}, {high}, {bins}."
             )
         self.quantity, self.low, self.high, self.bins = quantity, low, high, bins
 
@@ -94,7 +95,7 @@ class HistogramFigure(Evaluation):
 
 
 class SingleFeatureCIFigure(_OfTheModel):
-    """Heat maps of the single-feature probe (spec E3), columns in matched order; `order`: site -> identity, dense or none."""
+    """Heat maps of the single-feature probe (spec E3), columns in the `order` of the site: identity, dense or none."""
 
     draws = True
 

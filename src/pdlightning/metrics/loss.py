@@ -42,7 +42,7 @@ class Loss(Metric):
 
     @property
     def trained(self) -> bool:
-        return self.coeff.schedule is not None or self.coeff.now != 0
+        return self.coeff.schedule is not None or bool(self.coeff.now != 0)
 
     def prepare(self, model: ComponentModel) -> None:
         """Called once with the model, before any observation: make the state that depends on its sites."""

@@ -36,11 +36,13 @@ class _OfTheModel(Evaluation):
 class IdentityError(_OfTheModel):
     """Errors against one subcomponent for each feature, over the sites of a pattern taken together (spec E3).
 
-    Logged: `tol_<tolerance>` for every tolerance, and `recovered`: the features with exactly their own subcomponent at the
-    first tolerance.
+    Logged: `tol_<tolerance>` for every tolerance, and `recovered`: the features that have a
+    subcomponent of their own at the first tolerance.
     """
 
-    def __init__(self, *, sites: str, n_features: int, tolerances: tuple[float, ...] = (0.1, 0.2), **metric_arguments: Any):
+    def __init__(
+        self, *, sites: str, n_features: int, tolerances: tuple[float, ...] = (0.1, 0.2), **metric_arguments: Any
+    ):
         super().__init__(**metric_arguments)
         self.pattern, self.n_features, self.tolerances = sites, n_features, tuple(tolerances)
 

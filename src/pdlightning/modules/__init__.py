@@ -16,5 +16,6 @@ __all__ = [
     "ScalarMLP",
     "SharedMLP",
     "Site",
+    "Squash",
     "VectorMLP",
 ]

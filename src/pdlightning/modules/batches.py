@@ -17,8 +17,8 @@ def default_run_batch(target: nn.Module, batch: Any) -> Any:
     if isinstance(batch, (tuple, list)) and batch:
         return target(batch[0])
     raise TypeError(
-        f"Cannot run a batch of type {type(batch).__name__}: expected a tensor, a tuple that begins with the inputs, or a dict"
-        " of keyword arguments. Pass run_batch=lambda target, batch: ... for anything else."
+        f"Cannot run a batch of type {type(batch).__name__}: expected a tensor, a tuple that begins with the inputs, or"
+        " a dict of keyword arguments. Pass run_batch=lambda target, batch: ... for anything else."
     )
 
 
@@ -31,6 +31,6 @@ def default_output(result: Any) -> Tensor:
     if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
         return result[0]
     raise TypeError(
-        f"Cannot tell which tensor of a {type(result).__name__} to compare: expected a tensor, an object with .logits, or a"
-        " tuple that begins with a tensor. Pass output=lambda result: ... for anything else."
+        f"Cannot tell which tensor of a {type(result).__name__} to compare: expected a tensor, an object with .logits,"
+        " or a tuple that begins with a tensor. Pass output=lambda result: ... for anything else."
     )

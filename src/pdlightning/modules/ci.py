@@ -37,7 +37,9 @@ class CausalImportances:
     def from_logits(cls, logits: dict[str, Tensor], squash: Squash) -> CausalImportances:
         lower, upper = SQUASHINGS[squash]
         return cls(
-            lower={s: lower(x) for s, x in logits.items()}, upper={s: upper(x) for s, x in logits.items()}, logits=logits
+            lower={s: lower(x) for s, x in logits.items()},
+            upper={s: upper(x) for s, x in logits.items()},
+            logits=logits,
         )
 
 

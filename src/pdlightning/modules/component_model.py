@@ -33,8 +33,9 @@ class Run:
 class ComponentsBySite(nn.Module, Mapping[str, Components]):
     """Mapping site path -> components. State keys read `layers/0/mlp_in.V`, whatever the target's own keys are."""
 
-    __hash__ = nn.Module.__hash__  # a Mapping compares by content and so would lose it
-    __eq__ = nn.Module.__eq__
+    # A Mapping compares by content and so has no hash; a module compares by identity.
+    __hash__ = nn.Module.__hash__  # pyright: ignore[reportAssignmentType]
+    __eq__ = nn.Module.__eq__  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, components: list[Components]):
         super().__init__()
@@ -133,7 +134,9 @@ class ComponentModel(nn.Module):
                 raise ValueError(f"{name} must name the sites of masks, {sorted(masks)}, got {sorted(given)}.")
         if unknown := masks.keys() - self.components.keys():
             raise ValueError(f"masks name {sorted(unknown)}, but the sites are {list(self.components)}.")
-        return self._run(batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None, clean=clean and clean.products))
+        return self._run(
+            batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None, clean=clean and clean.products)
+        )
 
     def _run(self, batch: Any, now: Pass) -> Run:
         self._current.value = now
@@ -175,6 +178,7 @@ def _check_frozen(target: nn.Module) -> None:
     trainable = [name for name, p in target.named_parameters() if p.requires_grad]
     if trainable:
         raise ValueError(
-            f"The target must be frozen, but {len(trainable)} of its parameters require grad ({', '.join(trainable[:3])}, ...)."
+            f"The target must be frozen, but {len(trainable)} of its parameters require grad"
+            f" ({', '.join(trainable[:3])}, ...)."
             " Call target.requires_grad_(False) first."
         )

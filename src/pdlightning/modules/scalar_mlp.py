@@ -1,4 +1,4 @@
-"""C independent MLPs of one number with one hidden layer: the costliest tensors of the toy recipes, `[batch, C, hidden]`."""
+"""C independent MLPs of one number, one hidden layer: `[batch, C, hidden]`, the costliest tensors of toy recipes."""
 
 from __future__ import annotations
 

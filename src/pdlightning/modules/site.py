@@ -100,9 +100,7 @@ class Components(nn.Module):
         products = products or Products(self, x)
         bias = self.target_bias
         x_weight = None if delta_mask is None and route is None else products.with_weight()
-        out = masked_product(
-            products.with_V(), self.U, mask=mask, delta_mask=delta_mask, x_weight=x_weight, bias=bias
-        )
+        out = masked_product(products.with_V(), self.U, mask=mask, delta_mask=delta_mask, x_weight=x_weight, bias=bias)
         if route is None or x_weight is None:
             return out
         return torch.where(route.unsqueeze(-1), out, x_weight if bias is None else x_weight + bias)
@@ -167,7 +165,7 @@ class CurrentPass:
 
 
 class StandIn(nn.Module):
-    """Answers for the `module` behind it: a target's own code may read `self.embed.weight` or `layer.attention_type`."""
+    """Answers for the `module` behind it: a target's own code may read `self.embed.weight`."""
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -45,7 +45,8 @@ def find_sites(target: nn.Module, sites: Mapping[str, int]) -> list[SiteSpec]:
         for spec in _matches(modules, pattern, C):
             if spec.path in found:
                 raise ValueError(
-                    f"Site {spec.path!r} is matched by two patterns, {found[spec.path][0]!r} and {pattern!r}: make them disjoint."
+                    f"Site {spec.path!r} is matched by two patterns, {found[spec.path][0]!r} and"
+                    f" {pattern!r}: make them disjoint."
                 )
             found[spec.path] = (pattern, spec)
     order = {path: i for i, path in enumerate(modules)}
@@ -74,18 +75,20 @@ def _matches(modules: dict[str, nn.Module], pattern: str, C: int) -> list[SiteSp
         specs = [SiteSpec(path + PRE_IDENTITY, "identity", C, _input_width(path, modules[path])) for path in paths]
     else:
         paths = [path for path in modules if fnmatchcase(path, pattern)]
-        kinds = {path: site_kind(modules[path]) for path in paths}
-        specs = [SiteSpec(path, kind, C) for path, kind in kinds.items() if kind is not None]
+        kinds: dict[str, SiteKind | None] = {path: site_kind(modules[path]) for path in paths}
+        specs = [SiteSpec(path, kind, C) for path, kind in kinds.items() if kind]
         for path, kind in kinds.items():
             # Containers that a wildcard sweeps up on the way to their leaves are no mistake; a named one is.
             if kind is None and (not specs or not any(modules[path].children())):
                 raise TypeError(
-                    f"Pattern {pattern!r} matches {path!r}, a {type(modules[path]).__name__}, which cannot be decomposed."
-                    f" The kinds that work: {SUPPORTED}."
+                    f"Pattern {pattern!r} matches {path!r}, a {type(modules[path]).__name__}, which cannot be"
+                    f" decomposed. The kinds that work: {SUPPORTED}."
                 )
     if not specs:
         candidates = [path for path, module in modules.items() if site_kind(module) is not None]
-        raise ValueError(f"Pattern {pattern!r} matches no module. The modules that can be decomposed: {', '.join(candidates)}.")
+        raise ValueError(
+            f"Pattern {pattern!r} matches no module. The modules that can be decomposed: {', '.join(candidates)}."
+        )
     return specs
 
 
@@ -98,7 +101,8 @@ def _input_width(path: str, module: nn.Module) -> int:
             case "conv1d":
                 return inner.weight.shape[0]  # type: ignore[union-attr, index]
     raise TypeError(
-        f"Cannot put an identity in front of {path!r}, a {type(module).__name__}: no nn.Linear or Conv1D in it tells the width of its input."
+        f"Cannot put an identity in front of {path!r}, a {type(module).__name__}: no nn.Linear or Conv1D"
+        " in it tells the width of its input."
     )
 
 
