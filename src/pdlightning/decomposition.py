@@ -68,6 +68,8 @@ class ParameterDecomposition(LightningModule):
             raise ValueError(
                 "No losses: pass losses={name: loss}, such as {'faithfulness': FaithfulnessLoss(coeff=1.0)}."
             )
+        if not any(loss.trained for loss in losses.values()):
+            raise ValueError(f"Every loss has coeff 0, so nothing would be trained: {', '.join(losses)}.")
         self.model = ComponentModel(
             target=target, sites=sites, ci_fn=ci_fn, squash=squash, seed=seed, run_batch=run_batch, output=output
         )
@@ -75,8 +77,6 @@ class ParameterDecomposition(LightningModule):
         for name, loss in self.terms.items():
             loss.term = name
             loss.prepare(self.model)
-        if not any(loss.trained for loss in self.terms.values()):
-            raise ValueError(f"Every loss has coeff 0, so nothing would be trained: {', '.join(losses)}.")
         self.optimizer_settings = {
             "components": components_optimizer or AdamW(),
             "ci_fn": ci_optimizer or AdamW(),

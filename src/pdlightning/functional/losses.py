@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
 from typing import cast
 
 import torch
@@ -30,8 +29,9 @@ def faithfulness_loss(weight_deltas: Tensors) -> Float[Tensor, ""]:
 
 def relative_faithfulness_loss(weight_deltas: Tensors, weights: Tensors) -> Float[Tensor, ""]:
     """mean_s ||D_s||_F^2 / ||W_s||_F^2, the `relative` form (spec L2). Mappings meet by site, others by order."""
-    both_named = isinstance(weight_deltas, Mapping) and isinstance(weights, Mapping)
-    matched = [cast(dict[str, Tensor], weights)[site] for site in weight_deltas] if both_named else _each(weights)
+    matched = _each(weights)
+    if isinstance(weight_deltas, Mapping) and isinstance(weights, Mapping):
+        matched = [weights[site] for site in cast(Mapping[str, Tensor], weight_deltas)]
     ratios = [_square_sum(d) / _square_sum(w) for d, w in zip(_each(weight_deltas), matched, strict=True)]
     return torch.stack(ratios).mean()
 

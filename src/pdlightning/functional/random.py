@@ -54,11 +54,11 @@ def mix(x: Tensor) -> Tensor:
 
 
 def hash_uniform(a: Tensor, b: Tensor, column: Tensor) -> Tensor:
-    """The last round of the hash, on the full tensor: U[0, 1) in the default float type."""
+    """The last round of the hash, on the full tensor: U[0, 1) in the default float type, float32 at the least."""
     h = (a ^ column).mul_(M1).add_(b)
     h ^= (h >> 15).bitwise_and_(0x1FFFF)
     h.mul_(signed(M2)).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
-    return h.to(torch.get_default_dtype()).mul_(2.0**-24)
+    return h.to(torch.promote_types(torch.get_default_dtype(), torch.float32)).mul_(2.0**-24)
 
 
 @torch.library.custom_op("pdlightning::hash_rows", mutates_args=())

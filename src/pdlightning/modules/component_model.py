@@ -93,7 +93,11 @@ class ComponentModel(nn.Module):
         inside_out = [install(target, spec, self._current, seed=seed) for spec in reversed(specs)]
         self.components = ComponentsBySite(inside_out[::-1])
         self.ci_fn = ci_fn
-        ci_fn.build({path: CIShape(_ci_width(ci_fn, c), c.C) for path, c in self.components.items()}, seed=seed)
+        try:
+            ci_fn.build({path: CIShape(_ci_width(ci_fn, c), c.C) for path, c in self.components.items()}, seed=seed)
+        except Exception:
+            self.restore()  # the target must not stay with sites that no model owns
+            raise
         some = next(iter(self.components.values())).V
         ci_fn.to(device=some.device, dtype=some.dtype)
 

@@ -78,8 +78,8 @@ def _matches(modules: dict[str, nn.Module], pattern: str, C: int) -> list[SiteSp
         kinds: dict[str, SiteKind | None] = {path: site_kind(modules[path]) for path in paths}
         specs = [SiteSpec(path, kind, C) for path, kind in kinds.items() if kind]
         for path, kind in kinds.items():
-            # Containers that a wildcard sweeps up on the way to their leaves are no mistake; a named one is.
-            if kind is None and (not specs or not any(modules[path].children())):
+            # Containers and activations that a wildcard sweeps up beside the rest are no mistake: they hold no weight.
+            if kind is None and (not specs or any(True for _ in modules[path].parameters(recurse=False))):
                 raise TypeError(
                     f"Pattern {pattern!r} matches {path!r}, a {type(modules[path]).__name__}, which cannot be"
                     f" decomposed. The kinds that work: {SUPPORTED}."
