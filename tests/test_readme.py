@@ -31,7 +31,8 @@ def quiet_trainer():
     import lightning
 
     def trainer(*, max_steps: int):
-        return original(max_steps=min(max_steps, 5), logger=False, enable_progress_bar=False, enable_checkpointing=False)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        return original(max_steps=min(max_steps, 5), **quiet)
 
     original = lightning.Trainer
     return trainer

@@ -40,4 +40,3 @@ class FiniteGuard:
             " Look at the data if the batch is named; otherwise lower the learning rate or the coefficient of the first"
             " term named, or clip its gradient."
         )
-

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+COSINE_TIE = 2e-5
+
 
 def l0(ci: Float[Tensor, "*leading C"], threshold: float) -> Float[Tensor, " *leading"]:
     """The number of subcomponents with ci > threshold at each position (spec E1)."""
@@ -81,10 +83,15 @@ def mean_max_cosine_similarity(
 def mean_l2_ratio(
     weight: Float[Tensor, "d_out d_in"], V: Float[Tensor, "d_in C"], U: Float[Tensor, "C d_out"]
 ) -> Float[Tensor, ""]:
-    """ML2R: mean over j of ||U_c V_{c,j}|| / ||W_j|| at the c of greatest cosine; 1 is no shrinkage (spec E4)."""
-    best = _column_cosines(weight, V, U).argmax(-1)
-    length = U.norm(dim=-1)[best] * V.abs().gather(1, best.unsqueeze(1)).squeeze(1)
-    return (length / weight.norm(dim=0)).mean()
+    """ML2R: mean over j of ||U_c V_{c,j}|| / ||W_j|| at the c of greatest cosine; 1 is no shrinkage (spec E4).
+
+    Of the c that share the greatest cosine up to `COSINE_TIE` the longest counts: in few dimensions a dead subcomponent
+    may point the same way by chance.
+    """
+    cosine = _column_cosines(weight, V, U)
+    length = U.norm(dim=-1) * V.abs()
+    tied = cosine >= cosine.max(-1, keepdim=True).values - COSINE_TIE
+    return (length.where(tied, 0.0).max(-1).values / weight.norm(dim=0)).mean()
 
 
 def _column_cosines(weight: Tensor, V: Tensor, U: Tensor) -> Float[Tensor, "d_in C"]:
