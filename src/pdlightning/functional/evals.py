@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-COSINE_TIE = 2e-5
+COSINE_TIE = 1e-6
 
 
 def l0(ci: Float[Tensor, "*leading C"], threshold: float) -> Float[Tensor, " *leading"]:
