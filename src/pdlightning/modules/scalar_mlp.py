@@ -25,7 +25,7 @@ def scalar_mlp_hidden(
 
 
 class _Recomputed(torch.autograd.Function):
-    """The same for a compiler that fuses: backward computes z again, and nothing of size `[batch, C, hidden]` is stored.
+    """The same for a compiler that fuses: backward computes z again, nothing of size `[batch, C, hidden]` is stored.
 
     Left to itself, the compiler stores two such tensors, and computes two exponentials where one will do.
     """
