@@ -74,6 +74,7 @@ class ParameterDecomposition(LightningModule):
             target=target, sites=sites, ci_fn=ci_fn, squash=squash, seed=seed, run_batch=run_batch, output=output
         )
         self.losses = nn.ModuleDict(losses)
+        self.terms = dict(losses)  # the same objects, with their type
         for name, loss in self.terms.items():
             loss.term = name
             loss.prepare(self.model)
@@ -95,10 +96,6 @@ class ParameterDecomposition(LightningModule):
     @property
     def components(self) -> ComponentsBySite:
         return self.model.components
-
-    @property
-    def terms(self) -> dict[str, Loss]:
-        return dict(self.losses.items())  # type: ignore[arg-type]
 
     @torch.no_grad()
     def causal_importances(self, batch: Any) -> CausalImportances:
