@@ -46,9 +46,13 @@ def run_config(config: DictConfig, folder: Path) -> float:
     plain = to_plain(config)
     resume = plain.pop("resume")
     check_settings(plain)  # before torch is imported
-    from pdlightning.run import run
+    from pdlightning.run import run, target_alone
 
     quiet_libraries()
+    if plain["only"] == "target":
+        target_alone(plain)
+        remove_if_empty(folder)
+        return 0.0
     if resume == "auto" and (earlier := unfinished_run(plain, folder.parent)) is not None:
         remove_if_empty(folder)
         return objective(plain, run(plain, earlier, resume=True))

@@ -16,6 +16,7 @@ from lightning.fabric.utilities import rank_zero_info
 
 from pdlightning.build import (
     Config,
+    Target,
     build_data,
     build_decomposition,
     build_evaluation,
@@ -102,6 +103,16 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
     rank_zero_info(result_table(summary, config))
     rank_zero_info(f"Everything of this run is in {folder}")
     return summary
+
+
+def target_alone(config: Config) -> Target:
+    """Train the target of a config, or find it in the cache; says where its weights and figures are."""
+    validate_config(config)
+    prepare_runtime(config["runtime"])
+    with mistakes_of_the_user():
+        target = make_target(config, build_target(config))
+    rank_zero_info(f"Weights, record and figures of the target are in {target.folder}")
+    return target
 
 
 @contextmanager

@@ -67,6 +67,7 @@ class Run:
         name: of the experiment.
         seed: of the decomposition.
         steps: of the decomposition.
+        only: "target" stops when the target is there.
         cache_dir: of trained targets, or None.
         check_target: refuse a target that dropped features.
         allow: further packages that `_target_` may name.
@@ -77,6 +78,7 @@ class Run:
     name: str
     seed: int
     steps: int
+    only: Literal["target"] | None
     cache_dir: str | None
     check_target: bool
     allow: list[str]

@@ -221,3 +221,18 @@ def test_a_new_run_never_overwrites_another(copied: Path, tiny: Tiny):
 def test_two_processes_do_not_work_on_one_run(unfinished: Path, tiny: Tiny):
     with FileLock(unfinished / ".running"), pytest.raises(StorageError, match="belongs to a run that is going on"):
         run(tiny(), unfinished, resume=True)
+
+
+def test_only_target_trains_the_target_and_writes_no_run(tmp_path, monkeypatch, caplog) -> None:
+    import sys
+
+    from pdlightning.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=tms_5-2", "debug=fast", "only=target", f"cache_dir={tmp_path / 'cache'}"]
+    monkeypatch.setattr(sys, "argv", ["pdlightning", *words])
+    main()
+    (folder,) = (path for path in (tmp_path / "cache" / "targets").iterdir() if path.is_dir())
+    assert {"weights.safetensors", "target.json", "polygon.png"} <= {path.name for path in folder.iterdir()}
+    assert str(folder) in caplog.text
+    assert not list(tmp_path.glob("outputs/**/config.yaml"))
