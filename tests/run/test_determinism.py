@@ -51,7 +51,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Signa
     def training_step(self: ParameterDecomposition, *arguments: Any) -> Any:
         if self.global_step == step:
             for number in numbers:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)  # to this thread: two in a row stay two
         return original(self, *arguments)
 
     monkeypatch.setattr(ParameterDecomposition, "training_step", training_step)
