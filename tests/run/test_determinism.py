@@ -122,7 +122,8 @@ def test_ctrl_c_leaves_a_run_that_goes_on_bit_identically(
 
 
 def test_ctrl_c_twice_ends_the_run_within_the_step(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    before = signal.getsignal(signal.SIGINT)
+    # A shell starts its background jobs with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     signal_at(monkeypatch, 4, signal.SIGINT, signal.SIGINT)
     try:
         with pytest.raises(SystemExit):
