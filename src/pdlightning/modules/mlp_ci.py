@@ -70,7 +70,7 @@ class _PerSiteCI(CIFunction):
         self.networks = nn.ModuleDict()
 
     def network(self, shape: CIShape, *, seed: int, name: str) -> nn.Module:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must return the network of one site from network(shape).")
 
     def build(self, shapes: Mapping[str, CIShape], *, seed: int) -> None:
         for path, shape in shapes.items():
