@@ -155,7 +155,8 @@ def gradients_of(model: ComponentModel, value: Tensor) -> list[Tensor]:
 
 def observed(model: ComponentModel, batch: Tensor, *, first: int = 0, step: int = STEP) -> Observation:
     now = torch.tensor(step, dtype=torch.int32)
-    return observe(model, batch, seed=SEED, step=now, training=True, outputs=True, first_sample=first)
+    samples = torch.arange(first, first + len(batch), dtype=torch.int32)
+    return observe(model, batch, seed=SEED, step=now, training=True, outputs=True, samples=samples)
 
 
 def source_of(name: str, *, delta: bool = True) -> Source:

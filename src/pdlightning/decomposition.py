@@ -14,9 +14,10 @@ from pdlightning import functional as pf
 from pdlightning.functional.losses import Pair
 from pdlightning.guards import FiniteGuard
 from pdlightning.metrics.loss import Loss
+from pdlightning.modules.batches import empty_last
 from pdlightning.modules.ci import CausalImportances, CIFunction, Squash
 from pdlightning.modules.component_model import ComponentModel, ComponentsBySite
-from pdlightning.observation import Observation, observe
+from pdlightning.observation import observe
 from pdlightning.optimization import AdamW, FaithfulnessWarmup
 
 
@@ -112,21 +113,39 @@ class ParameterDecomposition(LightningModule):
         """The output when exactly the sites in `masks` run through their masked subcomponents (spec C4-C6)."""
         return self.model.masked(batch, masks, delta_masks=delta_masks, routes=routes).output
 
-    def observe(self, batch: Any, *, step: Tensor, training: bool) -> Observation:
-        outputs = any(loss.needs_outputs for loss in self.terms.values())
-        return observe(self.model, batch, seed=self.seed, step=step, training=training, outputs=outputs)
-
     def compute_step(self, batch: Any, step: Tensor) -> Step:
+        samples = differing = None
+        if (found := empty_last(batch)) is not None:
+            order, distinct = found
+            batch, samples = batch[order], order.int()
+            differing = samples[:distinct]
         if self.compiled_step is None:
-            return self._compute_step(batch, step)
+            return self._compute_step(batch, step, samples, differing)
+        if differing is not None:
+            torch._dynamo.mark_dynamic(differing, 0)  # its length changes with every batch
         if not self.primed:
             with torch.no_grad():  # makes what the compiled step reads: the constants of the draws
-                self._compute_step(batch, step, training=False)
+                self._compute_step(batch, step, samples, differing, training=False)
             self.primed = True
-        return self.compiled_step(batch, step)
+        return self.compiled_step(batch, step, samples, differing)
 
-    def _compute_step(self, batch: Any, step: Tensor, training: bool = True) -> Step:
-        observation = self.observe(batch, step=step, training=training)
+    def _compute_step(
+        self, batch: Any, step: Tensor, samples: Tensor | None, differing: Tensor | None, training: bool = True
+    ) -> Step:
+        """One clean forward, one ci, all losses (spec 6 parts 3 to 6).
+
+        `samples` are the global indices of the batch; those after `differing` are copies of the last of `differing`.
+        """
+        observation = observe(
+            self.model,
+            batch,
+            seed=self.seed,
+            step=step,
+            training=training,
+            outputs=any(loss.needs_outputs for loss in self.terms.values()),
+            samples=samples,
+            distinct=None if differing is None else len(differing),
+        )
         pairs, weighted = {}, []
         for name, loss in self.terms.items():
             with torch.set_grad_enabled(loss.trained and training):

@@ -56,21 +56,26 @@ def observe(
     step: Tensor,
     training: bool,
     outputs: bool = False,
-    first_sample: int = 0,
+    samples: Tensor | None = None,
+    distinct: int | None = None,
 ) -> Observation:
     """Clean forward, ci, and the keys of this step (spec 6, parts 3 and 4).
 
-    `step` is an int32 scalar tensor, negative for evaluation batches; `first_sample` the global index of the batch's
-    first sample; `outputs` whether some loss asks for the sites' clean outputs.
+    `step` is an int32 scalar tensor, negative for evaluation batches; `samples` the global index of every sample,
+    int32 `[batch]`, by default 0, 1, 2, ...; `outputs` whether some loss asks for the sites' clean outputs; `distinct`
+    how many samples come before the copies of the last of them.
     """
     clean = model.clean(batch, outputs=outputs)
-    ci = model.causal_importances(clean)
+    if samples is not None and any(len(x) != len(samples) for x in clean.inputs.values()):
+        distinct = None  # somewhere a row is not a sample
+    ci = model.causal_importances(clean, distinct=distinct)
     leading = next(iter(ci.logits.values())).shape[:-1]
     if not leading:
         raise ValueError(
             f"A batch needs a leading axis of samples, but the input of site {next(iter(ci.logits))!r} has the shape of"
             " one sample. Does the loader give batches?"
         )
-    samples = torch.arange(leading[0], dtype=torch.int32, device=clean.output.device) + first_sample
+    if samples is None:
+        samples = torch.arange(leading[0], dtype=torch.int32, device=clean.output.device)
     random = KeyedRandom.at(seed=seed, step=step, samples=samples, inner=tuple(leading[1:]))
     return Observation(model, batch, clean, ci, random, training)

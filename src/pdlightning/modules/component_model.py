@@ -152,11 +152,19 @@ class ComponentModel(nn.Module):
         products = {path: Products(self.components[path], x) for path, x in inputs.items()}
         return Run(output, inputs, now.outputs or {}, products)
 
-    def causal_importances(self, clean: Run) -> CausalImportances:
-        """ci from the clean inputs of the sites (spec I1)."""
+    def causal_importances(self, clean: Run, *, distinct: int | None = None) -> CausalImportances:
+        """ci from the clean inputs of the sites (spec I1).
+
+        `distinct`: the samples after the first so many are copies of the last of these, and share its ci.
+        """
         if missing := [path for path in self.components if path not in clean.inputs]:
             raise RuntimeError(f"The forward of the target never ran the sites {missing}: leave them out of `sites`.")
-        logits = self.ci_fn({path: self._ci_input(clean.products[path]) for path in self.components})
+        inputs = {path: self._ci_input(clean.products[path]) for path in self.components}
+        if distinct is None:
+            logits = self.ci_fn(inputs)
+        else:
+            first = self.ci_fn({path: x[:distinct] for path, x in inputs.items()})
+            logits = {path: _repeat_last(x, times=len(inputs[path]) - distinct) for path, x in first.items()}
         return CausalImportances.from_logits(logits, self.squash)
 
     def _ci_input(self, products: Products) -> Tensor:
@@ -170,6 +178,10 @@ class ComponentModel(nn.Module):
             path: lower(1.05 * x - 0.05 * random.uniform(x.shape[-1], "ci", path, "noise").to(x))
             for path, x in ci.logits.items()
         }
+
+
+def _repeat_last(x: Tensor, *, times: int) -> Tensor:
+    return torch.cat([x, x[-1:].expand(times, *x.shape[1:])])
 
 
 def _ci_width(ci_fn: CIFunction, components: Components) -> int:
