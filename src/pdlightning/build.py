@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -18,7 +17,6 @@ from pdlightning.config import ConfigError, instantiate, validate
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.metrics.loss import Loss
-from pdlightning.observation import observe
 from pdlightning.schema import check_settings
 from pdlightning.targets import CheckResult, TargetRecipe, obtain_target
 
@@ -118,39 +116,3 @@ def build_evaluation(config: Config, **arguments: Any) -> Evaluate:
         slow_every=config["logging"]["slow_eval_every"],
         **arguments,
     )
-
-
-def rehearse(config: Config, source: TargetRecipe | nn.Module) -> None:
-    """Put everything together around an untrained target, and show it one batch: mistakes come before the long work."""
-    if isinstance(source, TargetRecipe):
-        target = source.blank(source.seed)
-        try:
-            source.data(seed=source.seed)
-        except (ValueError, TypeError) as error:
-            error.add_note("while building the config's target.data")
-            raise
-    else:
-        target = source
-    decomposition = build_decomposition(config, target)
-    evaluation = build_evaluation(config)
-    evaluation.prepare(decomposition)
-    decomposition.set_progress(0)
-    batch = next(iter(build_data(config).val_dataloader()))
-    step = torch.tensor(-1, dtype=torch.int32)
-    quick = {name: metric for name, metric in evaluation.metrics.items() if isinstance(metric, Evaluation)}
-    with torch.no_grad():
-        try:
-            seen = observe(decomposition.model, batch, seed=config["seed"], step=step, training=False, outputs=True)
-        except (RuntimeError, IndexError) as error:
-            name = config["data"]["_target_"]
-            raise ConfigError(f"data: the target cannot take a batch of {name}: {error}") from error
-        if not seen.clean.output.isfinite().all():
-            raise ConfigError("data: the target's output for the first evaluation batch is not finite.")
-        for name, metric in quick.items():
-            try:
-                metric.update(seen)
-                metric.compute()
-            except Exception as error:
-                error.add_note(f"while trying out metric.fast.{name}")
-                raise
-    decomposition.model.restore()

@@ -23,13 +23,14 @@ from pdlightning.build import (
     build_target,
     make_target,
     mistakes_of_the_user,
-    rehearse,
     validate_config,
 )
 from pdlightning.callbacks import Evaluate, RunCheckpoint, StepProgress
 from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
 from pdlightning.config import ConfigError, instantiate
 from pdlightning.loggers import MetricsCSV
+from pdlightning.metrics.evaluation import Page
+from pdlightning.rehearsal import rehearse
 from pdlightning.report import goals_met, result_table
 from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.runs import export_decomposition
@@ -42,13 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FigureFolder:
-    """Writes each figure as `<name>.png`; a later one of the same name takes its place."""
+    """Writes each figure as `<name>.png`, a page as `<name>.html`; a later one of the same name takes its place."""
 
     folder: Path
 
-    def __call__(self, name: str, figure: Figure, step: int) -> None:
-        path = self.folder / f"{name.removeprefix('eval/').replace('/', '_')}.png"
-        atomic_write(path, lambda file: figure.savefig(file, format="png"))
+    def __call__(self, name: str, figure: Figure | Page, step: int) -> None:
+        path = self.folder / name.removeprefix("eval/").replace("/", "_")
+        if isinstance(figure, Page):
+            atomic_write_text(f"{path}.html", figure)
+        else:
+            atomic_write(f"{path}.png", lambda file: figure.savefig(file, format="png"))
 
 
 def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -102,6 +106,8 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         atomic_write_json(folder / SUMMARY, summary)
     rank_zero_info(result_table(summary, config))
     rank_zero_info(f"Everything of this run is in {folder}")
+    for page in sorted((folder / "figures").glob("*.html")):
+        rank_zero_info(f"To read in a browser: {page}")
     return summary
 
 

@@ -23,7 +23,7 @@ class StepProgress(ProgressBar):
         super().__init__()
         self.enabled = True
         self.bar: tqdm[Any] | None = None
-        self.started = (0.0, 0)
+        self.last_line = (0.0, 0)
         self.next_line = 0
 
     def disable(self) -> None:
@@ -36,7 +36,7 @@ class StepProgress(ProgressBar):
         tqdm.write(" ".join(map(str, args)), file=sys.stderr)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = (time.perf_counter(), trainer.global_step)
+        self.last_line = (time.perf_counter(), trainer.global_step)
         if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(
                 total=trainer.max_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, file=sys.stderr
@@ -58,8 +58,9 @@ class StepProgress(ProgressBar):
             self.write_line(step, trainer.max_steps, words)
 
     def write_line(self, step: int, steps: int, words: dict[str, str]) -> None:
-        began, first = self.started
-        rate = (step - first) / (time.perf_counter() - began)
+        (began, first), now = self.last_line, time.perf_counter()
+        rate = (step - first) / (now - began)  # since the last line: the first one pays for an evaluation
+        self.last_line = (now, step)
         said = "  ".join(f"{word} {value}" for word, value in words.items())
         print(f"step {step:>{len(str(steps))}} of {steps}  {said}  {rate:.3g} steps/s", file=sys.stderr, flush=True)
 

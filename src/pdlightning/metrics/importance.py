@@ -90,6 +90,14 @@ class ImportanceMinimalityLoss(_ImportanceLoss):
         super().__init__(**arguments)
         self.p, self.eps = Scheduled(p), eps
 
+    def prepare(self, model: ComponentModel) -> None:
+        super().prepare(model)
+        if model.squash == "leaky" and (self.p.schedule is not None or self.p.now != int(self.p.now)):
+            raise ValueError(
+                "squash='leaky' lets ci fall below 0, where u^p is not a number unless p is a whole number. Take a"
+                " whole p, SmoothL0Loss, or another squash."
+            )
+
     def penalty(self, upper: Float[Tensor, "*leading C"]) -> Float[Tensor, "*leading C"]:
         return lp_penalty(upper, self.p.now, self.eps)
 
