@@ -106,6 +106,8 @@ def build_data(config: Config) -> LightningDataModule:
 def build_evaluation(config: Config, **arguments: Any) -> Evaluate:
     metrics: Mapping[str, Any] = instantiate(config["metric"], allow=config["allow"], path="metric")
     for speed in ("fast", "slow"):
+        if speed not in metrics:
+            raise ConfigError(f"metric.{speed} is missing: a config without such metrics says metric.{speed}={{}}.")
         for name, metric in metrics[speed].items():
             if not isinstance(metric, Evaluation | Loss):
                 raise ConfigError(f"metric.{speed}.{name}: expected a metric with its _target_, got {metric!r:.200}")

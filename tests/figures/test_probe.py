@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pdlightning.figures import plot_single_feature_ci
+from pdlightning.metrics.figures import column_orders, joined
 
 
 def shuffled(columns: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -48,3 +49,17 @@ def test_bad_inputs_name_the_site() -> None:
         plot_single_feature_ci({"a": good}, {"a": "identitty"})
     with pytest.raises(ValueError, match=r"site 'a': expected a tensor of shape \('any', 'any'\), got \(4,\)"):
         plot_single_feature_ci({"a": torch.ones(4)}, {"a": "none"})
+
+
+def test_sites_of_one_identity_pattern_are_one_truth() -> None:
+    first, second = torch.zeros(3, 4), torch.zeros(3, 2)
+    first[0, 2] = first[2, 1] = second[1, 1] = 1.0  # feature 1 lives in the second site
+    ci = {"layers.0.mlp_in": first, "layers.0.mlp_out": torch.ones(3, 2), "layers.1.mlp_in": second}
+    panels, order = joined(ci, {"layers.*.mlp_in": "identity", "layers.*.mlp_out": "dense"})
+    assert order == {"layers.0.mlp_out": "dense", "layers.*.mlp_in together": "identity"}
+    assert panels["layers.*.mlp_in together"].shape == (3, 6)
+    orders = column_orders(ci, {"layers.*.mlp_in": "identity"})
+    assert orders["layers.0.mlp_in"][:2].tolist() == [2, 1] and orders["layers.1.mlp_in"][0] == 1
+    assert {site: sorted(x.tolist()) for site, x in orders.items()} == {
+        s: list(range(x.shape[1])) for s, x in ci.items()
+    }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -20,9 +22,34 @@ Order = Literal["identity", "dense", "none"]
 
 
 def column_orders(ci: dict[str, Tensor], patterns: dict[str, Order]) -> dict[str, Tensor]:
-    """site -> the order of its subcomponents: matched to the identity, by mass, or as they are."""
-    orders = {"identity": pf.identity_matching, "dense": pf.dense_order, "none": lambda x: torch.arange(x.shape[1])}
-    return {site: orders[patterns.get(site, "none")](value) for site, value in ci.items()}
+    """site -> the order of its subcomponents: matched to the identity, by mass, or as they are.
+
+    The sites of one `identity` pattern are matched to the features together, then each keeps its own part.
+    """
+    orders = {site: torch.arange(values.shape[1]) for site, values in ci.items()}
+    for pattern, how in patterns.items():
+        sites = fnmatch.filter(ci, pattern)
+        if how == "dense":
+            orders |= {site: pf.dense_order(ci[site]) for site in sites}
+        elif how == "identity":
+            matched, first = pf.identity_matching(torch.cat([ci[s] for s in sites], dim=-1)), 0
+            for site in sites:
+                beyond = first + ci[site].shape[1]
+                orders[site] = matched[(matched >= first) & (matched < beyond)] - first
+                first = beyond
+    return orders
+
+
+def joined(ci: dict[str, Tensor], patterns: dict[str, Order]) -> tuple[dict[str, Tensor], dict[str, Order]]:
+    """The panels of a probe and their order: what one `identity` pattern names is one truth, so one panel."""
+    panels, order = dict(ci), dict.fromkeys(ci, "none")
+    for pattern, how in patterns.items():
+        sites = fnmatch.filter(ci, pattern)
+        order |= dict.fromkeys(sites, how)
+        if how == "identity" and len(sites) > 1:
+            panels[f"{pattern} together"] = torch.cat([panels.pop(s) for s in sites], dim=-1)
+            order[f"{pattern} together"] = how
+    return panels, {name: order[name] for name in panels}  # type: ignore[misc]
 
 
 class MeanCIFigure(PositionSums):
@@ -52,6 +79,48 @@ class FiringDensityFigure(PositionSums):
 
     def compute(self) -> dict[str, Figure]:
         return {"": figures.plot_firing_density(self.means(), self.threshold)}
+
+
+class L0ByPositionFigure(Evaluation):
+    """Mean number of subcomponents with lower > threshold at each position of a sequence, per site and in total.
+
+    The position is the last leading axis. Sequences may differ in length; each position has its own count.
+    """
+
+    draws = True
+    sequences: Tensor
+
+    def __init__(self, *, threshold: float, **metric_arguments: Any):
+        super().__init__(**metric_arguments)
+        self.threshold = threshold
+
+    def prepare(self, model: ComponentModel) -> None:
+        self.sites = list(model.components)
+        for name in ("sequences", *map(site_key, self.sites)):
+            self.add_state(name, torch.zeros(0), dist_reduce_fx="sum")  # as long as the longest sequence so far
+
+    def check(self, observation: Observation) -> None:
+        if len(observation.leading) < 2:
+            raise ValueError(
+                "L0ByPositionFigure needs sequences: positions [*batch, sequence], but those of this batch are"
+                f" {observation.leading}. Leave the metric out for a target of vectors."
+            )
+
+    def update(self, observation: Observation) -> None:
+        self.check(observation)
+        length = observation.leading[-1]
+        counts = {"sequences": torch.full((length,), observation.leading_size / length, device=self.sequences.device)}
+        for site in self.sites:
+            firing = (observation.ci.lower[site] > self.threshold).sum(-1)
+            counts[site_key(site)] = firing.reshape(-1, length).sum(0).to(self.sequences)
+        for name, value in counts.items():
+            have = getattr(self, name)
+            width = max(len(have), length)
+            setattr(self, name, F.pad(have, (0, width - len(have))) + F.pad(value, (0, width - length)))
+
+    def compute(self) -> dict[str, Figure]:
+        l0 = {site: getattr(self, site_key(site)) / self.sequences for site in self.sites}
+        return {"": figures.plot_l0_by_position(l0, self.threshold)}
 
 
 class HistogramFigure(Evaluation):
@@ -95,7 +164,11 @@ class HistogramFigure(Evaluation):
 
 
 class SingleFeatureCIFigure(_OfTheModel):
-    """Heat maps of the single-feature probe (spec E3), columns in the `order` of the site: identity, dense or none."""
+    """Heat maps of the single-feature probe (spec E3).
+
+    `order`: fnmatch pattern of sites -> how their columns are arranged: identity (matched to the features over all
+    sites of the pattern together), dense (by mass) or none.
+    """
 
     draws = True
 
@@ -108,8 +181,7 @@ class SingleFeatureCIFigure(_OfTheModel):
             matching_sites(model, site)
 
     def compute(self) -> dict[str, Figure]:
-        ci = single_feature_ci(self.model, self.n_features)
-        return {"": figures.plot_single_feature_ci(ci, {s: self.order.get(s, "none") for s in ci})}
+        return {"": figures.plot_single_feature_ci(*joined(single_feature_ci(self.model, self.n_features), self.order))}
 
 
 class ComponentWeightsFigure(SingleFeatureCIFigure):
