@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                      # tms_5-2 and resid_mlp1, 1 and 2 threads, eager and compiled
     python benchmarks/step.py --cases tms_5-2 --threads 1 --no-compile
+    python benchmarks/step.py --cases lm --steps 1 --precision bf16
 
 Every variant runs in a process of its own with the same allocator environment; the variants take turns, so that a
 noisy neighbour hits all of them; medians over the rounds. CPU time stands beside wall time.
@@ -26,19 +27,33 @@ ALLOCATOR = {
 }
 
 
-def make_plain(case: str):
+def make_plain(case: str, precision: str):
     import torch
+
+    if case == "lm":
+        from plain_lm import PlainLanguageStep, Shape, target_of, tokens_of
+
+        plain, tokens = PlainLanguageStep(target_of(Shape()), Shape()), tokens_of(Shape())
+        return lambda: autocast(precision, plain.step, tokens)
     from plain import RECIPES, PlainStep
 
     recipe = RECIPES[case]
     generator = torch.Generator().manual_seed(0)
     step = PlainStep(recipe.target(generator), recipe.sites, steps=10**6, **recipe.settings)
     batch = recipe.batch(generator)
-    return lambda: step.step(batch)
+    return lambda: autocast(precision, step.step, batch)
 
 
-def make_ours(case: str, *, compile: bool):
-    """The same step, losses and recipe, through ParameterDecomposition and its optimiser, without a Trainer."""
+def autocast(precision: str, function, *arguments):
+    """As Lightning's bf16-mixed does it: the whole step under autocast."""
+    import torch
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        return function(*arguments)
+
+
+def our_toy(case: str, *, compile: bool):
+    """The recipe of `plain.py` through ParameterDecomposition."""
     import torch
     from plain import RECIPES
 
@@ -60,7 +75,7 @@ def make_ours(case: str, *, compile: bool):
     def recon(routing):
         return ReconstructionLoss(coeff=1.0, source=Uniform(), routing=routing, comparison=OutputMSE())
 
-    pd = ParameterDecomposition(
+    decomposition = ParameterDecomposition(
         target=target,
         sites=recipe.sites,
         ci_fn=ScalarMLP(hidden=settings["ci_hidden"]),
@@ -74,6 +89,49 @@ def make_ours(case: str, *, compile: bool):
         ci_optimizer=optimizer,
         compile=compile,
     )
+    return decomposition, batch
+
+
+def our_language_model(*, compile: bool):
+    """The recipe of `plain_lm.py` through ParameterDecomposition."""
+    from plain_lm import ADAM_BETAS, Shape, target_of, tokens_of
+
+    from pdlightning.decomposition import ParameterDecomposition
+    from pdlightning.masking import AdamAscent, AllSites, PersistentPGD, Uniform, UniformSubset
+    from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, OutputKL, ReconstructionLoss
+    from pdlightning.modules import GlobalTransformer
+    from pdlightning.optimization import AdamW
+
+    shape = Shape()
+    adversary = PersistentPGD(
+        optimizer=AdamAscent(lr=0.01, betas=ADAM_BETAS), scope="per_sample_per_position", n_warmup=2
+    )
+
+    def recon(source, routing):
+        return ReconstructionLoss(coeff=0.5, source=source, routing=routing, comparison=OutputKL())
+
+    decomposition = ParameterDecomposition(
+        target=target_of(shape),
+        sites={"h.*.attn.*_proj": shape.C, "h.*.c_fc": shape.C, "h.*.down_proj": shape.C},
+        ci_fn=GlobalTransformer(
+            d_model=shape.ci_d, n_blocks=shape.ci_blocks, n_heads=shape.ci_heads, mlp_hidden=[4 * shape.ci_d]
+        ),
+        losses={
+            "faithfulness": FaithfulnessLoss(coeff=1e7),
+            "importance_minimality": ImportanceMinimalityLoss(coeff=2e-4, p=1.0, beta=0.5),
+            "stochastic_recon_subset": recon(Uniform(), UniformSubset()),
+            "persistent_pgd_recon": recon(adversary, AllSites()),
+        },
+        components_optimizer=AdamW(lr=5e-5, clip=0.01),
+        ci_optimizer=AdamW(lr=5e-5),
+        compile=compile,
+    )
+    return decomposition, tokens_of(shape)
+
+
+def make_ours(case: str, precision: str, *, compile: bool):
+    """The same step, losses and recipe, through ParameterDecomposition and its optimiser, without a Trainer."""
+    pd, batch = our_language_model(compile=compile) if case == "lm" else our_toy(case, compile=compile)
     pd.steps = 10**6
     torch_optimizer = pd.configure_optimizers()
     taken = 0
@@ -83,22 +141,25 @@ def make_ours(case: str, *, compile: bool):
         pd.set_progress(taken)
         pd.set_learning_rates(torch_optimizer, taken)
         torch_optimizer.zero_grad()
-        total, pairs, _ = pd.compute_step(batch, pd.step_now)
+        total, pairs, _ = autocast(precision, pd.compute_step, batch, pd.step_now)
         for name, loss in pd.terms.items():
             loss.update(pairs[name])
         total.backward()
+        pd.on_after_backward()
+        pd.configure_gradient_clipping(torch_optimizer)
         torch_optimizer.step()
         taken += 1
 
     return step
 
 
-def serve(variant: str, case: str, threads: int, steps: int) -> None:
+def serve(variant: str, case: str, threads: int, steps: int, precision: str) -> None:
     """Child process: warm up, then time `steps` steps for every line on standard input."""
     import torch
 
     torch.set_num_threads(threads)
-    step = make_plain(case) if variant == "plain" else make_ours(case, compile=variant == "compiled")
+    compiled = variant == "compiled"
+    step = make_plain(case, precision) if variant == "plain" else make_ours(case, precision, compile=compiled)
     for _ in range(5):
         step()
     print("ready", flush=True)
@@ -109,12 +170,14 @@ def serve(variant: str, case: str, threads: int, steps: int) -> None:
         print(json.dumps([(time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps]), flush=True)
 
 
-def measure(case: str, threads: int, variants: list[str], rounds: int, steps: int) -> dict[str, tuple[float, float]]:
+def measure(
+    case: str, threads: int, variants: list[str], rounds: int, steps: int, precision: str
+) -> dict[str, tuple[float, float]]:
     """Median (wall, CPU) milliseconds per step of each variant; the variants take turns within every round."""
     children = {}
     environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     for variant in variants:
-        command = [sys.executable, __file__, "--serve", variant, case, str(threads), str(steps)]
+        command = [sys.executable, __file__, "--serve", variant, case, str(threads), str(steps), precision]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         assert child.stdout is not None
         if child.stdout.readline().strip() != "ready":
@@ -135,25 +198,26 @@ def measure(case: str, threads: int, variants: list[str], rounds: int, steps: in
 def main() -> None:
     if "--serve" in sys.argv:
         at = sys.argv.index("--serve")
-        variant, case, threads, steps = sys.argv[at + 1 : at + 5]
-        serve(variant, case, int(threads), int(steps))
+        variant, case, threads, steps, precision = sys.argv[at + 1 : at + 6]
+        serve(variant, case, int(threads), int(steps), precision)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=["tms_5-2", "resid_mlp1"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10, help="steps in one turn")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     variants = ["plain", "eager", *([] if arguments.no_compile else ["compiled"])]
     print(
         f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores,"
-        f" load {os.getloadavg()[0]:.1f}"
+        f" {arguments.precision}, load {os.getloadavg()[0]:.1f}"
     )
     print(f"{'case':<12} {'threads':>7} {'variant':<9} {'wall ms':>9} {'CPU ms':>9} {'x wall':>7} {'x CPU':>7}")
     for case in arguments.cases:
         for threads in arguments.threads:
-            result = measure(case, threads, variants, arguments.rounds, arguments.steps)
+            result = measure(case, threads, variants, arguments.rounds, arguments.steps, arguments.precision)
             plain_wall, plain_cpu = result["plain"]
             for variant, (wall, cpu) in result.items():
                 row = f"{case:<12} {threads:>7} {variant:<9} {wall:>9.2f} {cpu:>9.2f}"

@@ -12,6 +12,10 @@ Layouts
               list of (weight, bias), any depth: (out, in), (out) for shared_mlp and global_mlp; one network per
               subcomponent, (C, out, in), (C, out), for scalar_mlp (first in = last out = 1) and vector_mlp (last
               out = 1).
+              For sequences: global_transformer and chunkwise_transformer have `transformers`, a list of dicts: reads
+              and writes (site names), read (weight, bias), blocks, head (weight, bias). reverse_residual has `stages`,
+              from the last group to the first: sites, read, block, head. A block is a dict: attention (None, or a dict
+              of direction, n_heads, rope_base and q, k, v, out (weight, bias)) and mlp (None, or layers).
     per site  dicts {name: tensor}: ci, masks, sources [*leading, C]; delta masks, delta sources, routes [*leading];
               no delta is {}, and routes None routes every masked site.
               A source axis of size n serves position i with its row i mod n, so size 1 is shared by all positions.
@@ -343,8 +347,120 @@ def site_logits(kind: str, layers: list[tuple[Tensor, Tensor]], site: Site, x: T
     return torch.stack(logits)
 
 
+NORM_EPS = 1e-6
+Rows = list[Tensor]  # one vector for each position of one sequence
+
+
+def sequences(leading: Sequence[int]) -> list[list[Position]]:
+    """I2: the positions in sequences along the last leading axis; a single leading axis has sequences of length 1."""
+    if len(leading) < 2:
+        return [[i] for i in positions(leading)]
+    return [[(*i, t) for t in range(leading[-1])] for i in positions(leading[:-1])]
+
+
+def rms_norm(x: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """I2: x / sqrt(mean of squares + eps)."""
+    return x / ((x * x).sum() / x.shape[0] + NORM_EPS).sqrt()
+
+
+def rope(x: Float[Tensor, " d_head"], t: int, base: float) -> Float[Tensor, " d_head"]:
+    """I2: the pair (x_i, x_{i + d/2}) as a complex number, times exp(i t base^(-2i/d))."""
+    half = x.shape[0] // 2
+    turned = []
+    for i in range(half):
+        angle = t * base ** (-2 * i / x.shape[0])
+        c, s = math.cos(angle), math.sin(angle)
+        turned.append((c * x[i] - s * x[i + half], s * x[i] + c * x[i + half]))
+    return torch.stack([real for real, _ in turned] + [imaginary for _, imaginary in turned])
+
+
+def attend(attention: Config, rows: Rows) -> Rows:
+    """I2: multi-head self-attention with RoPE over one sequence, one query of one head at a time."""
+    q, k, v = ([mlp([attention[part]], x) for x in rows] for part in ("q", "k", "v"))
+    d_head = rows[0].shape[0] // attention["n_heads"]
+    out = []
+    for t in range(len(rows)):
+        heads = []
+        for h in range(attention["n_heads"]):
+            own = slice(h * d_head, (h + 1) * d_head)
+            seen = range(t + 1) if attention["direction"] == "causal" else range(len(rows))
+            query = rope(q[t][own], t, attention["rope_base"])
+            keys = [rope(k[s][own], s, attention["rope_base"]) for s in seen]
+            weights = [(torch.dot(query, key) / math.sqrt(d_head)).exp() for key in keys]
+            heads.append(sum(w * v[s][own] for w, s in zip(weights, seen, strict=True)) / add(weights))
+        out.append(mlp([attention["out"]], torch.cat(heads)))
+    return out
+
+
+def run_block(block: Config, rows: Rows) -> Rows:
+    """I2: pre-norm residual attention, then pre-norm residual MLP."""
+    if block["attention"] is not None:
+        mixed = attend(block["attention"], [rms_norm(x) for x in rows])
+        rows = [x + y for x, y in zip(rows, mixed, strict=True)]
+    if block["mlp"] is not None:
+        rows = [x + mlp(block["mlp"], rms_norm(x)) for x in rows]
+    return rows
+
+
+def normed_inputs(names: list[str], inputs: dict[str, Rows]) -> Rows:
+    """I2: each input normed on its own, concatenated."""
+    return [torch.cat([rms_norm(inputs[s][t]) for s in names]) for t in range(len(inputs[names[0]]))]
+
+
+def split_logits(names: list[str], sites: dict[str, Site], rows: Rows) -> dict[str, Rows]:
+    logits: dict[str, Rows] = {s: [] for s in names}
+    for row in rows:
+        start = 0
+        for s in names:
+            logits[s].append(row[start : start + sites[s]["U"].shape[0]])
+            start += sites[s]["U"].shape[0]
+    return logits
+
+
+def transformer_logits(ci_fn: CiFn, sites: dict[str, Site], inputs: dict[str, Rows]) -> dict[str, Rows]:
+    """I2, global_transformer and chunkwise_transformer over one sequence."""
+    logits: dict[str, Rows] = {}
+    for transformer in ci_fn["transformers"]:
+        rows = [mlp([transformer["read"]], x) for x in normed_inputs(transformer["reads"], inputs)]
+        for block in transformer["blocks"]:
+            rows = run_block(block, rows)
+        logits |= split_logits(transformer["writes"], sites, [mlp([transformer["head"]], x) for x in rows])
+    return logits
+
+
+def reverse_residual_logits(ci_fn: CiFn, sites: dict[str, Site], inputs: dict[str, Rows]) -> dict[str, Rows]:
+    """I2, reverse_residual over one sequence: r += read(inputs), r = block(r), logits = head(norm(r))."""
+    logits: dict[str, Rows] = {}
+    stream = [torch.zeros((), dtype=torch.float64)] * len(next(iter(inputs.values())))
+    for stage in ci_fn["stages"]:
+        read = [mlp([stage["read"]], x) for x in normed_inputs(stage["sites"], inputs)]
+        stream = run_block(stage["block"], [r + x for r, x in zip(stream, read, strict=True)])
+        logits |= split_logits(stage["sites"], sites, [mlp([stage["head"]], rms_norm(r)) for r in stream])
+    return logits
+
+
+SEQUENCE_KINDS = {
+    "global_transformer": transformer_logits,
+    "chunkwise_transformer": transformer_logits,
+    "reverse_residual": reverse_residual_logits,
+}
+
+
+def sequence_ci_logits(ci_fn: CiFn, sites: dict[str, Site], inputs: PerSite) -> PerSite:
+    """I2, the kinds that look along the sequence: one sequence at a time."""
+    leading = leading_axes(next(iter(inputs.values())))
+    rows: dict[str, Rows] = {s: [] for s in sites}
+    for where in sequences(leading):
+        here = {s: [ci_input(site, inputs[s][i]) for i in where] for s, site in sites.items()}
+        for s, logits in SEQUENCE_KINDS[ci_fn["kind"]](ci_fn, sites, here).items():
+            rows[s].extend(logits)
+    return {s: assemble(rows[s], leading) for s in sites}
+
+
 def ci_logits(ci_fn: CiFn, sites: dict[str, Site], inputs: PerSite) -> PerSite:
     """I1: logits [*leading, C] of every site from the clean site inputs. Nothing is detached."""
+    if ci_fn["kind"] in SEQUENCE_KINDS:
+        return sequence_ci_logits(ci_fn, sites, inputs)
     leading = leading_axes(next(iter(inputs.values())))
     rows: dict[str, list[Tensor]] = {s: [] for s in sites}
     for i in positions(leading):
@@ -458,6 +574,33 @@ def kl(clean: Float[Tensor, "*leading vocab"], masked: Float[Tensor, "*leading v
     for i in positions(clean.shape[:-1]):
         log_p, log_q = clean[i] - clean[i].logsumexp(0), masked[i] - masked[i].logsumexp(0)
         terms.append((log_p.exp() * (log_p - log_q)).sum())
+    return add(terms), len(terms)
+
+
+def attention_row(q: Tensor, keys: Rows, scale: float) -> Tensor:
+    """The log probabilities of one query over the keys it sees."""
+    scores = torch.stack([scale * torch.dot(q, key) for key in keys])
+    return scores - scores.logsumexp(0)
+
+
+def attention_kl(clean: tuple[Tensor, Tensor], masked: tuple[Tensor, Tensor], settings: Config) -> Pair:
+    """R3 `attention` of one layer, over (batch, head, query): `clean` and `masked` are the outputs of its query and key
+    sites, [*batch, sequence, width]. settings: n_heads, n_kv_heads, rope_base (or None), causal, scale."""
+    n, n_kv, base = settings["n_heads"], settings["n_kv_heads"], settings["rope_base"]
+    d_head = masked[0].shape[-1] // n
+
+    def head(x: Tensor, h: int, t: int) -> Tensor:
+        part = x[t][h * d_head : (h + 1) * d_head]
+        return part if base is None else rope(part, t, base)
+
+    terms = []
+    for where in positions(masked[0].shape[:-2]):
+        q_clean, k_clean, q, k = (x[where] for x in (clean[0].detach(), clean[1].detach(), *masked))
+        for h, t in positions((n, q.shape[0])):
+            seen, own = range(t + 1 if settings["causal"] else k.shape[0]), h // (n // n_kv)
+            log_p = attention_row(head(q_clean, h, t), [head(k_clean, own, s) for s in seen], settings["scale"])
+            log_q = attention_row(head(q, h, t), [head(k, own, s) for s in seen], settings["scale"])
+            terms.append((log_p.exp() * (log_p - log_q)).sum())
     return add(terms), len(terms)
 
 
@@ -601,6 +744,154 @@ class Adversary:
         return moved
 
 
+@dataclass
+class Persistent:
+    """L6: what the adversary of one term keeps across steps. `sources` (n, T, C) and `deltas` (n, T) per site, with size 1
+    for what is shared; in a pool (particles, B, T, C) and (particles, B, T), with an own `Adversary`, and so its own
+    moments and count, for each (particle, sample). `pending` is the trained forward, waiting for its ascent."""
+
+    sources: PerSite
+    deltas: PerSite
+    move: Move
+    own_moves: dict[tuple[int, int], Adversary]
+    pending: tuple[list[Tensor], Tensor] | None = None
+    particles: list[int] | None = None
+
+
+def normal_numbers(draws: Draws, size: int, *names: str) -> Float[Tensor, "*leading size"]:
+    """L6: N(0, 1) by Box and Muller from the keys (names, "radius") and (names, "angle")."""
+    u, v = draws.uniform(size, *names, "radius"), draws.uniform(size, *names, "angle")
+    return torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
+
+
+def persistent_start(draws: Draws, sites: dict[str, Site], name: str, term: Config) -> tuple[PerSite, PerSite]:
+    """L6: keys (term, site, "source" | "delta", "start") at step 0, with the particle's number after them in a pool."""
+    batch, *inner = draws.leading
+    rows = {"repeat": term["n_sources"], "per_sample_per_position": batch, "pool": batch}.get(term["scope"], 1)
+    samples = draws.samples if term["scope"] in ("per_sample_per_position", "pool") else tuple(range(rows))
+    inner = [1] * len(inner) if term["scope"] == "single" else inner
+    at_start = Draws(draws.seed, 0, samples, tuple(inner))
+
+    def numbers(size: int, *key: str) -> Tensor:
+        if term["parameterisation"] == "sigmoid":
+            return normal_numbers(at_start, size, *key)
+        fill = {"ones": torch.ones, "zeros": torch.zeros}.get(term["init"])
+        return at_start.uniform(size, *key) if fill is None else fill(*at_start.leading, size, dtype=torch.float64)
+
+    def held(size: int, *key: str) -> Tensor:
+        if term["scope"] != "pool":
+            return numbers(size, *key)
+        return torch.stack([numbers(size, *key, str(k)) for k in range(term["n_particles"])])
+
+    sources = {s: held(site["U"].shape[0], name, s, "source", "start") for s, site in sites.items()}
+    return sources, {s: held(1, name, s, "delta", "start")[..., 0] for s in sites if term["delta"]}
+
+
+def persistent_state(draws: Draws, sites: dict[str, Site], name: str, term: Config) -> Persistent:
+    def fresh() -> Adversary:
+        return Adversary(
+            term["optimizer"], 0.0, betas=term["betas"], eps=term["eps"], clamped=term["parameterisation"] == "clamp"
+        )
+
+    sources, deltas = persistent_start(draws, sites, name, term)
+    particles = term["n_particles"] if term["scope"] == "pool" else 0
+    own = {(k, b): fresh() for k in range(particles) for b in range(draws.leading[0])}
+    return Persistent(sources, deltas, fresh(), own)
+
+
+def in_use(state: Persistent) -> tuple[PerSite, PerSite]:
+    """What the samples of this step meet: everything, or from a pool the particle that each of them has drawn."""
+    if state.particles is None:
+        return state.sources, state.deltas
+    pick = lambda pool: torch.stack([pool[k, b] for b, k in enumerate(state.particles or [])])  # noqa: E731
+    return {s: pick(r) for s, r in state.sources.items()}, {s: pick(r) for s, r in state.deltas.items()}
+
+
+def persistent_ascent(state: Persistent, leaves: list[Tensor], grads: list[Tensor], lr: float) -> None:
+    """L6: one ascent, kept. In a pool only the particles in use move, each with its own moments and count."""
+    names = [(state.sources, s) for s in state.sources] + [(state.deltas, s) for s in state.deltas]
+    if state.particles is None:
+        assert isinstance(state.move, Adversary)
+        state.move.lr = lr
+        for (where, s), moved in zip(names, state.move(leaves, grads), strict=True):
+            where[s] = moved
+        return
+    for b, k in enumerate(state.particles):
+        own = state.own_moves[k, b]
+        own.lr = lr
+        for (where, s), moved in zip(names, own([r[b] for r in leaves], [g[b] for g in grads]), strict=True):
+            where[s] = where[s].clone()
+            where[s][k, b] = moved
+
+
+def persistent_term(
+    target: Target,
+    batch: Tensor,
+    lower: PerSite,
+    name: str,
+    term: Config,
+    draws: Draws,
+    steps: int,
+    adversaries: dict[str, Persistent],
+) -> Pair:
+    """L6: the warmups, each kept, then the term, whose ascent waits for `persistent_last_ascent`. A merged term gives to
+    each sample, by the key (term, "adversarial"), the adversary with its routing or else uniform sources with theirs."""
+    sites, n = target["sites"], len(draws.samples)
+    if name not in adversaries:
+        adversaries[name] = persistent_state(draws, sites, name, term)
+    state, lr = adversaries[name], number_at(term["lr"], draws.step, steps)
+    of_samples = Draws(draws.seed, draws.step, draws.samples)
+    if term["scope"] == "pool":
+        chances = of_samples.uniform(1, name, "particle")[:, 0]
+        state.particles = [math.floor(term["n_particles"] * float(u)) for u in chances]
+    merged = term["kind"] == "merged"
+    attacked = [float(u) < term["p"] for u in of_samples.uniform(1, name, "adversarial")[:, 0]] if merged else [True] * n
+    uniform = draw_sources(draws, sites, name, "uniform", delta=term["delta"]) if merged else None
+
+    def routes_of(key: str, routing: str) -> PerSite | str:
+        return routing if routing == "each_site" else draw_routes(draws, sites, key, routing, p=term["bernoulli_p"])
+
+    def of_one_sample(values: PerSite, b: int) -> PerSite:
+        return {s: r[b % r.shape[0]][None] for s, r in values.items()}
+
+    def pair_of(key: str, ci: PerSite, leaves: list[Tensor]) -> Pair:
+        squashed = [torch.sigmoid(r) for r in leaves] if term["parameterisation"] == "sigmoid" else leaves
+        sources, deltas = dict(zip(sites, squashed, strict=False)), dict(zip(sites, squashed[len(sites) :], strict=False))
+        adversarial_routes, pairs = routes_of(key, term["routing"]), []
+        for b in range(n):
+            which, routes = (sources, deltas), adversarial_routes
+            if uniform is not None and not attacked[b]:
+                which, routes = uniform, routes_of(name, term["stochastic_routing"])
+            own_routes = routes if isinstance(routes, str) else of_one_sample(routes, b)
+            r, d = of_one_sample(which[0], b), of_one_sample(which[1], b)
+            own_ci = of_one_sample(ci, b)
+            pairs.append(reconstruction(target, batch[b : b + 1], own_ci, r, d, own_routes, term["comparison"]))
+        return add_pairs(pairs)
+
+    def leaves_now() -> list[Tensor]:
+        sources, deltas = in_use(state)
+        return [r.detach().clone().requires_grad_() for r in [*sources.values(), *deltas.values()]]
+
+    for i in range(term["n_warmup"]):
+        leaves, frozen = leaves_now(), {s: g.detach() for s, g in lower.items()}
+        grads = gradients(value(pair_of(f"{name}/warmup{i}", frozen, leaves)), leaves)
+        persistent_ascent(state, leaves, grads, lr)
+    leaves = leaves_now()
+    pair = pair_of(name, lower, leaves)
+    state.pending = (leaves, value(pair))
+    return pair
+
+
+def persistent_last_ascent(state: Persistent, term: Config, step: int, steps: int) -> None:
+    """Section 6, 8: along the gradient of the term itself, before the parameters move; none where the term is not
+    trained (coefficient 0), since no backward reaches it there."""
+    assert state.pending is not None
+    leaves, now = state.pending
+    if number_at(term["coeff"], step, steps) != 0:
+        persistent_ascent(state, leaves, gradients(now, leaves), number_at(term["lr"], step, steps))
+    state.pending = None
+
+
 # ---- section 6: schedules, clipping, AdamW, the step -----------------------------------------------------------------
 
 
@@ -663,9 +954,12 @@ def component_parameters(target: Target) -> list[Tensor]:
     return [site[name] for site in target["sites"].values() for name in ("V", "U")]
 
 
-def ci_parameters(ci_fn: CiFn) -> list[Tensor]:
-    networks = [ci_fn["layers"]] if ci_fn["kind"] == "global_mlp" else ci_fn["sites"].values()
-    return [tensor for layers in networks for pair in layers for tensor in pair]
+def ci_parameters(ci_fn: Any) -> list[Tensor]:
+    """All tensors in the dictionaries, lists and tuples of a ci function, in their order."""
+    if isinstance(ci_fn, Tensor):
+        return [ci_fn]
+    parts = ci_fn.values() if isinstance(ci_fn, dict) else ci_fn if isinstance(ci_fn, (list, tuple)) else []
+    return [tensor for part in parts for tensor in ci_parameters(part)]
 
 
 def gradients(loss: Tensor, params: list[Tensor]) -> list[Tensor]:
@@ -707,7 +1001,13 @@ def reconstruction_term(target: Target, batch: Tensor, lower: PerSite, name: str
 
 
 def step_losses(
-    target: Target, ci_fn: CiFn, batch: Tensor, samples: Sequence[int], step: int, config: Config
+    target: Target,
+    ci_fn: CiFn,
+    batch: Tensor,
+    samples: Sequence[int],
+    step: int,
+    config: Config,
+    adversaries: dict[str, Persistent] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Section 6, 2 to 6: the unweighted value of every term, and the total (L1).
 
@@ -718,6 +1018,11 @@ def step_losses(
         reconstruction          source ("uniform" | "binomial" | "constant" with value | "pgd" with init, scope,
                                 n_steps, step_size), delta (bool), routing ("all" | "uniform_subset" | "each_site" |
                                 "bernoulli" with p), comparison ("mse" | "kl" | "hidden")
+                                or source "persistent_pgd" with optimizer ("sign" | "adam" | "sgd"), lr (number or
+                                schedule), betas, eps, scope ("single" | "per_position_shared_batch" | "repeat" with
+                                n_sources | "per_sample_per_position" | "pool" with n_particles), n_warmup, init,
+                                parameterisation ("clamp" | "sigmoid"), bernoulli_p; kept in `adversaries`
+        merged                  the same with p, and stochastic_routing for the samples with uniform sources
     """
     sites, steps = target["sites"], config["steps"]
     draws = Draws(config["seed"], step, tuple(samples), leading_axes(batch)[1:])
@@ -730,6 +1035,9 @@ def step_losses(
             pair = faithfulness(sites, term["form"])
         elif term["kind"] == "importance_minimality":
             pair = importance_term(upper, term, step, steps)
+        elif term["kind"] == "merged" or term["source"] == "persistent_pgd":
+            assert adversaries is not None
+            pair = persistent_term(target, batch, lower, name, term, draws, steps, adversaries)
         else:
             pair = reconstruction_term(target, batch, lower, name, term, draws)
         values[name] = value(pair)
@@ -749,34 +1057,43 @@ def trainable_copy(target: Target, ci_fn: CiFn) -> tuple[Target, CiFn]:
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().double().clone().requires_grad_()
 
-    def copied(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        return [(leaf(weight), leaf(bias)) for weight, bias in layers]
+    def copied(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: copied(inner) for key, inner in part.items()}
+        if isinstance(part, (list, tuple)):
+            return type(part)(copied(inner) for inner in part)
+        return leaf(part) if isinstance(part, Tensor) else part
 
     sites = {s: {**site, "V": leaf(site["V"]), "U": leaf(site["U"])} for s, site in target["sites"].items()}
-    if ci_fn["kind"] == "global_mlp":
-        return {**target, "sites": sites}, {**ci_fn, "layers": copied(ci_fn["layers"])}
-    return {**target, "sites": sites}, {**ci_fn, "sites": {s: copied(layers) for s, layers in ci_fn["sites"].items()}}
+    return {**target, "sites": sites}, copied(ci_fn)
 
 
 def trajectory(
-    target: Target, ci_fn: CiFn, batches: Sequence[tuple[Tensor, Sequence[int]]], config: Config
+    target: Target,
+    ci_fn: CiFn,
+    batches: Sequence[tuple[Tensor, Sequence[int]]],
+    config: Config,
+    adversaries: dict[str, Persistent] | None = None,
 ) -> tuple[list[dict[str, float]], Target, CiFn]:
     """Section 6 over `batches` [(batch, global sample indices)]: the losses of every step (with "total", before its
-    update), and the final target and ci_fn.
+    update), and the final target and ci_fn. `adversaries`, given as {}, is left with the sources of the last step.
 
     config, beside that of `step_losses`: lr_components, lr_ci (number or schedule), clip_components, clip_ci (or None),
     faithfulness_warmup (keyword arguments of that function, or None).
     """
     target, ci_fn = trainable_copy(target, ci_fn)
+    adversaries = {} if adversaries is None else adversaries
     if config["faithfulness_warmup"] is not None:
         faithfulness_warmup(target, **config["faithfulness_warmup"])
     groups = {"components": component_parameters(target), "ci": ci_parameters(ci_fn)}
     states: dict[str, dict[str, Any]] = {group: {} for group in groups}
     history = []
     for step, (batch, samples) in enumerate(batches):
-        values, total = step_losses(target, ci_fn, batch, samples, step, config)
+        values, total = step_losses(target, ci_fn, batch, samples, step, config, adversaries)
         history.append({**{name: v.item() for name, v in values.items()}, "total": total.item()})
         grads = {group: gradients(total, params) for group, params in groups.items()}
+        for name, state in adversaries.items():
+            persistent_last_ascent(state, config["terms"][name], step, config["steps"])
         for group, params in groups.items():
             max_norm = config[f"clip_{group}"]
             clipped = grads[group] if max_norm is None else clip(grads[group], max_norm)
@@ -797,6 +1114,48 @@ def ci_l0(lower: PerSite, threshold: float, groups: dict[str, list[str]]) -> dic
     for group, patterns in groups.items():
         grouped[group] = sum(l0[s] for s in lower if any(fnmatchcase(s, pattern) for pattern in patterns))
     return {**l0, **grouped, "total": sum(l0[s] for s in lower)}
+
+
+def masks_of(
+    masking: str, draws: Draws, sites: dict[str, Site], term: str, lower: PerSite, threshold: float
+) -> tuple[PerSite, PerSite]:
+    """E2: masks and delta masks of one of the six maskings; `random` is keyed (term, site, "mask")."""
+    if masking == "stochastic":
+        sources, deltas = draw_sources(draws, sites, term, "uniform")
+        return masks_from_sources(lower, sources), deltas
+    made = {
+        "ci": lambda s, g: g,
+        "unmasked": lambda s, g: torch.ones_like(g),
+        "random": lambda s, g: draws.uniform(g.shape[-1], term, s, "mask"),
+        "rounded": lambda s, g: (g > threshold).double(),
+        "zero": lambda s, g: torch.zeros_like(g),
+    }[masking]
+    return {s: made(s, g) for s, g in lower.items()}, {}
+
+
+def next_token_ce(tokens: Tensor, logits: Float[Tensor, "*rows sequence vocab"]) -> Pair:
+    """E2: -log p of the next token of the same row; the last position of a row predicts nothing."""
+    terms = []
+    for row in positions(tokens.shape[:-1]):
+        for t in range(tokens.shape[-1] - 1):
+            here = logits[row][t]
+            terms.append(here.logsumexp(0) - here[int(tokens[row][t + 1])])
+    return add(terms), len(terms)
+
+
+def ce_and_kl(target: Target, tokens: Tensor, lower: PerSite, draws: Draws, term: str, threshold: float) -> Config:
+    """E2: {"ce_target", and kl, ce, ce_difference and ce_unrecovered of each masking}."""
+    clean, results = clean_forward(target, tokens)["output"], {}
+    target = {**target, "sites": {s: {**x, "V": x["V"].detach(), "U": x["U"].detach()} for s, x in target["sites"].items()}}
+    ce_target = float(value(next_token_ce(tokens, clean)))
+    for masking in ("zero", "ci", "unmasked", "stochastic", "random", "rounded"):
+        masks, deltas = masks_of(masking, draws, target["sites"], term, lower, threshold)
+        output = forward(target, tokens, masks, deltas)["output"]
+        results[f"kl_{masking}"] = float(value(kl(clean, output)))
+        results[f"ce_{masking}"] = ce = float(value(next_token_ce(tokens, output)))
+        results[f"ce_difference_{masking}"] = ce - ce_target
+        results[f"ce_unrecovered_{masking}"] = (ce - ce_target) / (results["ce_zero"] - ce_target)
+    return {"ce_target": ce_target, **results}
 
 
 def identity_ci_error(ci: Float[Tensor, "n_features C"], tolerance: float = 0.1) -> int:

@@ -119,19 +119,25 @@ def layers_of(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return [(w.mT if w.ndim == 3 else w, b) for w, b in pairs]
 
 
-def oracle_of(model: ComponentModel) -> tuple[naive.Target, naive.CiFn]:
-    """The same numbers as float64 leaves of the oracle."""
+def oracle_target(model: ComponentModel) -> naive.Target:
+    """The target of a component model in the oracle's words."""
     sites = {}
     for path, c in model.components.items():
         weight = None if c.kind == "identity" else c._frozen[0].weight
         sites[path] = naive.make_site(c.kind, weight, c.target_bias, c.V.detach(), c.U.detach())  # type: ignore[arg-type]
     layers = [name for path in model.target for name in (f"{path}.pre_identity", path) if name in [*sites, "relu"]]  # type: ignore[union-attr]
+    return {"sites": sites, "layers": layers}
+
+
+def oracle_of(model: ComponentModel) -> tuple[naive.Target, naive.CiFn]:
+    """The same numbers as float64 leaves of the oracle."""
+    target = oracle_target(model)
     kind = next(kind for kind, cls in CI_FUNCTIONS.items() if isinstance(model.ci_fn, cls))
     if kind == "global_mlp":
         ci_fn: naive.CiFn = {"kind": kind, "layers": layers_of(networks(model.ci_fn)[0])}
     else:
-        ci_fn = {"kind": kind, "sites": {s: layers_of(model.ci_fn.networks[site_key(s)]) for s in sites}}  # type: ignore[index]
-    return naive.trainable_copy({"sites": sites, "layers": layers}, ci_fn)
+        ci_fn = {"kind": kind, "sites": {s: layers_of(model.ci_fn.networks[site_key(s)]) for s in target["sites"]}}  # type: ignore[index]
+    return naive.trainable_copy(target, ci_fn)
 
 
 def in_oracle_layout(model: ComponentModel) -> list[Tensor]:

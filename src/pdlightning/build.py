@@ -18,7 +18,8 @@ from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.metrics.loss import Loss
 from pdlightning.schema import check_settings
-from pdlightning.targets import CheckResult, TargetRecipe, obtain_target
+from pdlightning.storage import weights_sha256
+from pdlightning.targets import CheckResult, Recipe, obtain_target
 
 Config = dict[str, Any]
 BOUND = ("target", "data", "pd", "metric")
@@ -62,30 +63,45 @@ class Target:
     folder: Path | None = None
 
 
-def build_target(config: Config) -> TargetRecipe | nn.Module:
+def build_target(config: Config) -> Recipe | nn.Module:
     """What the config says the target is: a recipe to train one, or any network, frozen."""
     built = instantiate(config["target"], allow=config["allow"], path="target")
-    if isinstance(built, TargetRecipe):
-        return built if config["check_target"] else replace(built, check=unchecked)
+    if isinstance(built, Recipe):
+        return replace(built, **changed(config, check=unchecked))
     if isinstance(built, nn.Module):
         return built.eval().requires_grad_(False)
     name = config["target"]["_target_"]
-    raise ConfigError(f"target: expected a TargetRecipe or an nn.Module, {name} is a {type(built).__name__}.")
+    raise ConfigError(f"target: expected a recipe or an nn.Module, {name} is a {type(built).__name__}.")
+
+
+def changed(config: Config, *, check: Any) -> dict[str, Any]:
+    """What the settings beside a recipe change in it, with `check` in the place of a check that is switched off."""
+    target_steps = config.get("target_steps")  # a run stored before it existed does not have it
+    steps = {} if target_steps is None else {"steps": target_steps}
+    return steps if config["check_target"] else {**steps, "check": check}
 
 
 def unchecked(model: nn.Module, data: LightningDataModule) -> CheckResult:
     return CheckResult(True, "NOT CHECKED (check_target=false): it may have dropped features", {})
 
 
-def make_target(config: Config, source: TargetRecipe | nn.Module) -> Target:
+def make_target(config: Config, source: Recipe | nn.Module) -> Target:
     """The network itself: trained, or found in the cache."""
     if isinstance(source, nn.Module):
-        return Target(source, {})
-    identity = config["target"] if config["check_target"] else {**config["target"], "check": None}
+        loaded_from = {"loaded_from": source.loaded_from} if hasattr(source, "loaded_from") else {}
+        return Target(source, {**loaded_from, "sha256": weights_sha256(source)})
+    identity = without_downloads({**config["target"], **changed(config, check=None)})
     result = obtain_target(
         source, config=identity, cache_dir=config["cache_dir"], accelerator=config["runtime"]["accelerator"]
     )
-    return Target(result.model, result.summary, result.folder)
+    return Target(result.model, {**result.summary, "sha256": weights_sha256(result.model)}, result.folder)
+
+
+def without_downloads(node: Any) -> Any:
+    """A config without its `download` keys: whether something may be fetched decides nothing about what it is."""
+    if isinstance(node, dict):
+        return {key: without_downloads(value) for key, value in node.items() if key != "download"}
+    return [without_downloads(value) for value in node] if isinstance(node, list) else node
 
 
 def build_decomposition(config: Config, target: nn.Module) -> ParameterDecomposition:

@@ -46,6 +46,8 @@ def run_config(config: DictConfig, folder: Path) -> float:
     plain = to_plain(config)
     resume = plain.pop("resume")
     check_settings(plain)  # before torch is imported
+    if plain["init_from"] is not None:  # the same folder from wherever the run is looked at or resumed
+        plain["init_from"] = str(Path(plain["init_from"]).expanduser().absolute())
     from pdlightning.run import run, target_alone
 
     quiet_libraries()

@@ -47,6 +47,7 @@ class ParameterDecomposition(LightningModule):
     """
 
     step_now: Tensor
+    part_now: Tensor
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class ParameterDecomposition(LightningModule):
         self.seed = seed
         self.guard = FiniteGuard(self.model)
         self.register_buffer("step_now", torch.zeros((), dtype=torch.int32), persistent=False)
+        self.register_buffer("part_now", torch.zeros((), dtype=torch.int32), persistent=False)
+        self.micro_batches = 1
         self.compiled_step = torch.compile(self._compute_step) if compile else None
         self.primed = False
 
@@ -114,27 +117,28 @@ class ParameterDecomposition(LightningModule):
         return self.model.masked(batch, masks, delta_masks=delta_masks, routes=routes).output
 
     def compute_step(self, batch: Any, step: Tensor) -> Step:
-        samples = differing = None
+        rows = differing = None
         if (found := empty_last(batch)) is not None:
-            order, distinct = found
-            batch, samples = batch[order], order.int()
-            differing = samples[:distinct]
+            rows, distinct = found
+            batch, differing = batch[rows], rows[:distinct]
         if self.compiled_step is None:
-            return self._compute_step(batch, step, samples, differing)
+            return self._compute_step(batch, step, rows, differing)
         if differing is not None:
             torch._dynamo.mark_dynamic(differing, 0)  # its length changes with every batch
         if not self.primed:
-            with torch.no_grad():  # makes what the compiled step reads: the constants of the draws
-                self._compute_step(batch, step, samples, differing, training=False)
+            # Makes what the compiled step reads: the constants of the draws, the sources of persistent adversaries.
+            with torch.no_grad():
+                self._compute_step(batch, step, rows, differing, training=False)
             self.primed = True
-        return self.compiled_step(batch, step, samples, differing)
+        return self.compiled_step(batch, step, rows, differing)
 
     def _compute_step(
-        self, batch: Any, step: Tensor, samples: Tensor | None, differing: Tensor | None, training: bool = True
+        self, batch: Any, step: Tensor, rows: Tensor | None, differing: Tensor | None, training: bool = True
     ) -> Step:
         """One clean forward, one ci, all losses (spec 6 parts 3 to 6).
 
-        `samples` are the global indices of the batch; those after `differing` are copies of the last of `differing`.
+        `rows` are the places of the samples in the batch as it came, where that is not their order; samples after
+        `differing` are copies of the last of `differing`.
         """
         observation = observe(
             self.model,
@@ -143,7 +147,8 @@ class ParameterDecomposition(LightningModule):
             step=step,
             training=training,
             outputs=any(loss.needs_outputs for loss in self.terms.values()),
-            samples=samples,
+            rows=rows,
+            part=self.part_now if self.micro_batches > 1 else None,
             distinct=None if differing is None else len(differing),
         )
         pairs, weighted = {}, []
@@ -155,11 +160,12 @@ class ParameterDecomposition(LightningModule):
         return Step(torch.stack(weighted).sum(), pairs, observation.ci.lower)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.part_now.fill_(batch_idx % self.micro_batches)  # an accumulated batch has numbers for each of its samples
         total, pairs, ci_lower = self.compute_step(batch, self.step_now)
         for name, loss in self.terms.items():
             loss.update(pairs[name])
         log_every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        log_now = (self.global_step + 1) % log_every == 0
+        log_now = (self.global_step + 1) % log_every == 0 and (batch_idx + 1) % self.micro_batches == 0
         if log_now or total.device.type == "cpu":  # elsewhere the look would make the host wait in every step
             self.guard.check(batch, total, pairs, ci_lower, step=self.global_step)
         if log_now:
@@ -187,10 +193,13 @@ class ParameterDecomposition(LightningModule):
             loss.set_progress(step, self.steps)
 
     def on_fit_start(self) -> None:
-        """The length of the training, which every schedule is a fraction of."""
+        """The length of the training, which every schedule is a fraction of; what cannot be trained is refused."""
         self.steps = int(
             self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
         )
+        self.micro_batches = self.trainer.accumulate_grad_batches
+        for loss in self.terms.values():
+            loss.check_training(micro_batches=self.micro_batches, loss_scaled=self.trainer.precision == "16-mixed")
 
     def on_train_start(self) -> None:
         if self.faithfulness_warmup is not None and self.global_step == 0:
@@ -201,6 +210,14 @@ class ParameterDecomposition(LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         self.set_learning_rates(optimizer, self.global_step)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.after_backward()
+
+    def after_backward(self) -> None:
+        """After the backward of a step, and before its update: persistent sources ascend (spec 6 part 8)."""
+        for loss in self.terms.values():
+            loss.after_backward()
 
     def set_learning_rates(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Each group by its own schedule, a pure function of the step."""

@@ -19,7 +19,8 @@ from pdlightning.modules.component_model import ComponentModel, Run
 class Observation:
     """The clean run of a batch, its causal importances, and the randomness of its positions.
 
-    `leading` is the shape of the positions; every ci and mask is `[*leading, C]`.
+    `leading` is the shape of the positions; every ci and mask is `[*leading, C]`. `samples` are the global indices of the
+    samples, int32 `[batch]`; `rows` their places in the batch as it came, None where they stand in order.
     """
 
     model: ComponentModel
@@ -28,6 +29,8 @@ class Observation:
     ci: CausalImportances
     random: KeyedRandom
     training: bool
+    samples: Tensor
+    rows: Tensor | None = None
 
     @property
     def sites(self) -> list[str]:
@@ -41,6 +44,19 @@ class Observation:
     def leading_size(self) -> int:
         """The number of positions N."""
         return math.prod(self.leading)
+
+    @property
+    def samples_in_order(self) -> Tensor:
+        """The global indices of the samples as the batch came."""
+        return (
+            self.samples
+            if self.rows is None
+            else torch.empty_like(self.samples).index_copy_(0, self.rows, self.samples)
+        )
+
+    def random_of(self, samples: Tensor) -> KeyedRandom:
+        """One draw for each sample, for all its positions."""
+        return KeyedRandom.at(seed=self.random.seed, step=self.random.step, samples=samples)
 
     @cached_property
     def noisy_lower(self) -> dict[str, Tensor]:
@@ -57,16 +73,20 @@ def observe(
     training: bool,
     outputs: bool = False,
     samples: Tensor | None = None,
+    rows: Tensor | None = None,
+    part: Tensor | None = None,
     distinct: int | None = None,
 ) -> Observation:
     """Clean forward, ci, and the keys of this step (spec 6, parts 3 and 4).
 
     `step` is an int32 scalar tensor, negative for evaluation batches; `samples` the global index of every sample,
-    int32 `[batch]`, by default 0, 1, 2, ...; `outputs` whether some loss asks for the sites' clean outputs; `distinct`
-    how many samples come before the copies of the last of them.
+    int32 `[batch]`, by default 0, 1, 2, ... in the batch as it came; `rows` the places of the samples in that, `[batch]`,
+    where they have been put in another order; `part` the number of this part of the global batch, an int32 scalar tensor,
+    None for the whole; `outputs` whether some loss asks for the sites' clean outputs; `distinct` how many samples come
+    before the copies of the last of them.
     """
     clean = model.clean(batch, outputs=outputs)
-    if samples is not None and any(len(x) != len(samples) for x in clean.inputs.values()):
+    if distinct is not None and rows is not None and any(len(x) != len(rows) for x in clean.inputs.values()):
         distinct = None  # somewhere a row is not a sample
     ci = model.causal_importances(clean, distinct=distinct)
     leading = next(iter(ci.logits.values())).shape[:-1]
@@ -76,6 +96,8 @@ def observe(
             " one sample. Does the loader give batches?"
         )
     if samples is None:
-        samples = torch.arange(leading[0], dtype=torch.int32, device=clean.output.device)
+        in_order = rows is None
+        samples = torch.arange(leading[0], dtype=torch.int32, device=clean.output.device) if in_order else rows.int()
+        samples = samples if part is None else samples + part * leading[0]
     random = KeyedRandom.at(seed=seed, step=step, samples=samples, inner=tuple(leading[1:]))
-    return Observation(model, batch, clean, ci, random, training)
+    return Observation(model, batch, clean, ci, random, training, samples, rows)

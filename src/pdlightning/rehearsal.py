@@ -7,14 +7,18 @@ from torch import nn
 
 from pdlightning.build import Config, build_data, build_decomposition, build_evaluation
 from pdlightning.config import ConfigError, suggest
+from pdlightning.finetune import Start
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.observation import observe
-from pdlightning.targets import TargetRecipe
+from pdlightning.targets import Recipe
 
 
-def rehearse(config: Config, source: TargetRecipe | nn.Module) -> None:
-    """Put everything together around an untrained target, and show it one batch: mistakes come before the long work."""
-    if isinstance(source, TargetRecipe):
+def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) -> None:
+    """Put everything together around an untrained target, and show it one batch: mistakes come before the long work.
+
+    `start` is what the decomposition starts with instead of its own initial state.
+    """
+    if isinstance(source, Recipe):
         target = source.blank(source.seed)
         try:
             source.data(seed=source.seed)
@@ -24,14 +28,34 @@ def rehearse(config: Config, source: TargetRecipe | nn.Module) -> None:
     else:
         target = source
     decomposition = build_decomposition(config, target)
+    if start is not None:
+        start.check(decomposition, config)
     evaluation = build_evaluation(config)
     evaluation.prepare(decomposition)
     decomposition.set_progress(0)
-    batch = next(iter(build_data(config).val_dataloader()))
+    data = build_data(config)
+    batch = next(iter(data.val_dataloader()))
     step = torch.tensor(-1, dtype=torch.int32)
     quick = {name: metric for name, metric in evaluation.metrics.items() if isinstance(metric, Evaluation)}
+    checked = {
+        f"{part}.{name}": metric
+        for part, metrics in (
+            ("loss", decomposition.terms),
+            ("metric.fast", evaluation.metrics),
+            ("metric.slow", evaluation.slow_metrics),
+        )
+        for name, metric in metrics.items()
+    }
     measured = {f"eval/loss/{name}" for name in (*decomposition.terms, "total")}
     measured |= {f"eval/{name}" for name, metric in evaluation.metrics.items() if name not in quick}
+    size, runtime = getattr(data, "batch_size", None), config["runtime"]
+    for name, loss in decomposition.terms.items():
+        try:
+            loss.check_training(micro_batches=1, loss_scaled=runtime["precision"] == "16-mixed")
+            if isinstance(size, int):
+                loss.check_batch(size // runtime["devices"])
+        except ValueError as error:
+            raise ConfigError(f"loss.{name}: {error}") from error
     with torch.no_grad():
         try:
             seen = observe(decomposition.model, batch, seed=config["seed"], step=step, training=False, outputs=True)
@@ -40,6 +64,11 @@ def rehearse(config: Config, source: TargetRecipe | nn.Module) -> None:
             raise ConfigError(f"data: the target cannot take a batch of {name}: {error}") from error
         if not seen.clean.output.isfinite().all():
             raise ConfigError("data: the target's output for the first evaluation batch is not finite.")
+        for path, metric in checked.items():
+            try:
+                metric.check(seen)
+            except ValueError as error:
+                raise ConfigError(f"{path}: {error}") from error
         for name, metric in quick.items():
             try:
                 metric.update(seen)

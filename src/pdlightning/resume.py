@@ -9,7 +9,7 @@ from typing import Any
 from pdlightning.config import ConfigError
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
-WHAT_A_RUN_COMPUTES = ("name", "seed", "steps", "target", "check_target", "data", "pd")
+WHAT_A_RUN_COMPUTES = ("name", "seed", "steps", "target", "target_steps", "check_target", "data", "pd", "init_from")
 
 
 def folder_to_resume(arguments: Sequence[str]) -> Path | None:

@@ -28,6 +28,7 @@ from pdlightning.build import (
 from pdlightning.callbacks import Evaluate, RunCheckpoint, StepProgress
 from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
 from pdlightning.config import ConfigError, instantiate
+from pdlightning.finetune import start_of
 from pdlightning.loggers import MetricsCSV
 from pdlightning.metrics.evaluation import Page
 from pdlightning.rehearsal import rehearse
@@ -76,7 +77,8 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         evaluation = build_evaluation(config, save_figure=FigureFolder(folder / "figures"))
         trainer = build_trainer(config, folder, evaluation, first_step=first_step)
         source = build_target(config)
-        rehearse(config, source)
+        start = start_of(config) if checkpoint is None else None  # a checkpoint has gone on from there
+        rehearse(config, source, start)
 
     with owned(folder, resume=resume):
         atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
@@ -84,6 +86,8 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         with mistakes_of_the_user():
             target = make_target(config, source)
             decomposition = build_decomposition(config, target.model)
+        if start is not None:
+            start.apply(decomposition, target)
 
         going_on = f", from step {first_step}" if first_step else ""
         rank_zero_info(f"Decomposing {config['name']} in {folder}{going_on}")
@@ -99,6 +103,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
             "seconds": round(time.perf_counter() - started, 2),
             "steps_per_second": round((config["steps"] - first_step) / seconds, 2),
             "solved": goals_met(config["goal"], evaluation.latest),
+            "init_from": config.get("init_from"),
             "target": target.summary,
             "metrics": evaluation.latest,
         }

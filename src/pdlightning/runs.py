@@ -24,9 +24,10 @@ from pdlightning.build import (
 from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
 from pdlightning.config import flatten
 from pdlightning.decomposition import ParameterDecomposition
+from pdlightning.masking.held import ascent_state
 from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.storage import StorageError, load_decomposition, save_decomposition
-from pdlightning.targets import TargetRecipe
+from pdlightning.targets import Recipe
 
 DECOMPOSITION = "decomposition"
 TARGET = "target."
@@ -35,17 +36,26 @@ TARGET = "target."
 def export_decomposition(
     folder: Path, decomposition: ParameterDecomposition, *, config: Config, target: Target, summary: dict[str, Any]
 ) -> None:
-    """V, U and the ci function; the target's weights only where we trained it ourselves (design decision 7)."""
-    tensors = dict(decomposition.state_dict())
+    """V, U and the ci function; the target's weights only where we trained it ourselves (design decision 7).
+
+    Persistent sources, which the losses are measured with, come along; what only their ascents need does not.
+    """
+    further = ascent_state(decomposition)
+    tensors = {name: tensor for name, tensor in decomposition.state_dict().items() if name not in further}
     if target.folder is not None:
         decomposition.model.restore()
         tensors |= {TARGET + name: value for name, value in target.model.state_dict().items()}
-    sites = {
+    sites = describe_sites(decomposition)
+    metadata = {"sites": sites, "target": target.summary, "config": config, "summary": summary}
+    save_decomposition(folder / DECOMPOSITION, tensors, metadata)
+
+
+def describe_sites(decomposition: ParameterDecomposition) -> dict[str, dict[str, Any]]:
+    """site -> its kind and sizes, as plain values."""
+    return {
         path: {"kind": c.kind, "d_in": c.d_in, "d_out": c.d_out, "C": c.C}
         for path, c in decomposition.components.items()
     }
-    metadata = {"sites": sites, "target": target.summary, "config": config, "summary": summary}
-    save_decomposition(folder / DECOMPOSITION, tensors, metadata)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def load_run(path: str | Path) -> LoadedRun:
     weights = {name.removeprefix(TARGET): t for name, t in tensors.items() if name.startswith(TARGET)}
     state = {name: t for name, t in tensors.items() if not name.startswith(TARGET)}
     source = build_target(config)
-    if isinstance(source, TargetRecipe):
+    if isinstance(source, Recipe):
         target = source.blank(metadata["target"]["seed"])
         target.load_state_dict(weights)
     else:

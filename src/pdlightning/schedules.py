@@ -74,9 +74,11 @@ class Scheduled(nn.Module):
     """A number that may follow a schedule. `now` is a plain float while it is constant, else a 0-d buffer.
 
     The buffer is filled once a step, so that a compiled step sees a tensor and is not compiled anew for every value.
+    `number` is the same as a float, for code that decides on the host.
     """
 
     now: Tensor | float
+    number: float
 
     def __init__(self, value: float | ScheduleLike):
         super().__init__()
@@ -85,11 +87,13 @@ class Scheduled(nn.Module):
             self.register_buffer("now", torch.tensor(float("nan")), persistent=False)
         else:
             self.now = float(value)
+        self.number = float("nan") if callable(value) else self.now  # type: ignore[assignment]
 
     def set(self, step: int, steps: int) -> None:
         if self.schedule is not None:
             assert isinstance(self.now, Tensor)
-            self.now.fill_(self.schedule(step, steps))
+            self.number = self.schedule(step, steps)
+            self.now.fill_(self.number)
 
     def extra_repr(self) -> str:
         return f"{self.schedule or self.now}"

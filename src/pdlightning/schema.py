@@ -67,8 +67,10 @@ class Run:
         name: of the experiment.
         seed: of the decomposition.
         steps: of the decomposition.
+        init_from: folder of the run whose V, U and ci function this one starts with, or None.
         only: "target" stops when the target is there.
         cache_dir: of trained targets, or None.
+        target_steps: in the place of those in the recipe of the target, or None.
         check_target: refuse a target that dropped features.
         allow: further packages that `_target_` may name.
         goal: logged name -> {min, max}.
@@ -84,9 +86,12 @@ class Run:
     allow: list[str]
     goal: dict[str, dict[str, float]]
     objective: str
+    # Runs stored before these existed do not have them.
+    init_from: str | None = None
+    target_steps: int | None = None
 
     def __post_init__(self) -> None:
-        at_least_one(self, "steps")
+        at_least_one(self, "steps", *(["target_steps"] if self.target_steps is not None else []))
         for name, bounds in self.goal.items():
             if not bounds or not bounds.keys() <= {"min", "max"}:
                 raise ValueError(f"goal.{name}: expected min, max or both, got {bounds}.")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FORMAT_VERSION = 1
 TENSORS, METADATA = "tensors.safetensors", "metadata.json"
@@ -33,6 +33,11 @@ PACKAGES = ("pdlightning", "torch", "lightning", "torchmetrics", "hydra-core", "
 
 class StorageError(RuntimeError):
     """A file could not be written or read; the message has the file, what survives and what to do."""
+
+
+def default_cache_dir() -> Path:
+    """PDLIGHTNING_CACHE if it is set, else ~/.cache/pdlightning."""
+    return Path(os.environ.get("PDLIGHTNING_CACHE") or Path.home() / ".cache" / "pdlightning").expanduser()
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -137,6 +142,15 @@ def load_decomposition(folder: str | Path) -> tuple[dict[str, Tensor], dict[str,
             f"{folder / TENSORS} does not have the checksum in {METADATA}: it was changed, export the run again"
         )
     return tensors, content["metadata"]
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Of the names, types, shapes and values of all weights and buffers that a module would save."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def _read(path: Path, read: Callable[[Path], Any], broken: type[Exception]) -> Any:

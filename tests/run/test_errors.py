@@ -97,6 +97,12 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             "Pattern 'lin' matches no site. The sites: linear1, linear2.",
         ),
         ((*FAST, "metric=none"), "metric.slow.pgd_ladder: expected a metric with its _target_, got {'rungs': [1, 2]}"),
+        ((*FAST, "metric=[vectors,tms,examples]"), "metric.slow.examples: TopExamples shows text, so a batch must be"),
+        ((*FAST, "metric=[language,tms]"), "metric.fast.ce_kl: CEandKL predicts tokens, so a batch must be"),
+        (
+            ("experiment=induction", "debug=fast", "comparison._target_=pdlightning.metrics.OutputMSE"),
+            "loss.stochastic_recon: OutputMSE compares vectors, but the batch is of tokens",
+        ),
         ((*FAST, "data.n_features=7"), "data: the target cannot take a batch of pdlightning.data.SparseFeatures"),
         (
             (*FAST, "target=tms_5-2-id", "metric=[vectors,tms,tms_id]", "+pd.sites={hidden_layers.0: 1}"),

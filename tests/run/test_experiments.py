@@ -41,19 +41,26 @@ def test_every_experiment_runs(composed: Composed, tmp_path: Path, experiment: s
     assert rows_of(tmp_path / "run").keys() == {0, 2, 3, 4, 6}
 
 
+def chosen_loss(option: str) -> str:
+    """The words that add a loss; those of attention patterns must be told what no target says."""
+    settings = ("n_heads=1", "rope_base=null") if "attn_patterns" in option else ()
+    told = (f"loss.{option}.comparison.{setting}" for setting in settings)
+    return " ".join([f"loss=[importance_minimality,{option}]", *told])
+
+
 @pytest.mark.parametrize(
-    "word",
+    "words",
     [
         *(f"ci_fn={option}" for option in options("ci_fn")),
-        *(f"loss=[importance_minimality,{option}]" for option in options("loss") if option not in PENALTIES),
+        *(chosen_loss(option) for option in options("loss") if option not in PENALTIES),
         *(f"logging={option}" for option in options("logging")),
         *(f"runtime={option}" for option in options("runtime")),
         *(f"sweep={option}" for option in options("sweep")),
         *(f"debug={option}" for option in options("debug")),
     ],
 )
-def test_every_option_composes_and_binds(composed: Composed, word: str):
-    validate_config(composed("experiment=tms_5-2", word))
+def test_every_option_composes_and_binds(composed: Composed, words: str):
+    validate_config(composed("experiment=tms_5-2", *words.split()))
 
 
 def test_smooth_l0_takes_the_place_of_the_penalty(composed: Composed):

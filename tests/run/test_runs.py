@@ -54,7 +54,8 @@ def test_the_folder_of_a_run_has_everything(finished: Path):
         "tensorboard",
     }  # fmt: skip
     summary = summary_of(finished)
-    assert summary.keys() == {"experiment", "steps", "seconds", "steps_per_second", "solved", "target", "metrics"}
+    expected = {"experiment", "steps", "seconds", "steps_per_second", "solved", "init_from", "target", "metrics"}
+    assert summary.keys() == expected
     assert (summary["experiment"], summary["steps"]) == ("tms_5-2", 6) and summary["steps_per_second"] > 0
     assert all(isinstance(value, int | float) for value in summary["metrics"].values())
 

@@ -60,7 +60,7 @@ class RunCheckpoint(Checkpoint):
         step = trainer.global_step
         if step in (0, self.saved):  # at 0 there is nothing that the start of a run would not do again
             return
-        if not all(p.isfinite().all() for p in pl_module.parameters()):
+        if not all(tensor.isfinite().all() for tensor in pl_module.state_dict().values()):
             return  # an earlier checkpoint is worth more, and the next look at the loss ends the run
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):

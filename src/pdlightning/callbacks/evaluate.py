@@ -14,7 +14,7 @@ from lightning.fabric.utilities import rank_zero_warn
 from torch import Tensor
 
 from pdlightning.decomposition import ParameterDecomposition
-from pdlightning.metrics.evaluation import Evaluation
+from pdlightning.metrics.evaluation import Evaluation, Page
 from pdlightning.metrics.loss import Loss
 from pdlightning.observation import observe
 from pdlightning.schema import check_multiple
@@ -35,7 +35,7 @@ class Evaluate(Callback):
         every: steps between evaluations.
         slow_every: steps between slow ones, a multiple of `every`.
         batches: the evaluation batches; by default the val_dataloader of the trainer's datamodule.
-        save_figure: called with (name, figure, step); without it figures only go to the loggers.
+        save_figure: called with (name, figure or page, step); without it figures only go to the loggers.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Evaluate(Callback):
         every: int,
         slow_every: int,
         batches: Iterable[Any] | None = None,
-        save_figure: Callable[[str, Figure, int], None] | None = None,
+        save_figure: Callable[[str, Figure | Page, int], None] | None = None,
     ):
         if every < 1 or slow_every < 1:
             raise ValueError(f"every and slow_every must be at least 1, got {every} and {slow_every}.")
@@ -61,6 +61,9 @@ class Evaluate(Callback):
 
     def setup(self, trainer: Trainer, pl_module: ParameterDecomposition, stage: str) -> None:  # type: ignore[override]
         self.prepare(pl_module)
+        for metric in (*self.metrics.values(), *self.slow_metrics.values()):
+            if isinstance(metric, Evaluation):
+                metric.decode = getattr(trainer.datamodule, "decode", None)  # type: ignore[attr-defined]
 
     def prepare(self, pl_module: ParameterDecomposition) -> None:
         """Show the model to every metric; a pattern that fits nothing is refused here."""
@@ -105,7 +108,7 @@ class Evaluate(Callback):
 
     def evaluate(
         self, pl_module: ParameterDecomposition, batches: Iterable[Any], *, step: int, slow: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Figure]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Figure | Page]]:
         """The numbers and figures of the model as it is after `step` steps. No state of the training is moved."""
         progress = min(step, pl_module.steps - 1)
         pl_module.set_progress(progress)
@@ -136,9 +139,9 @@ class Evaluate(Callback):
                         metric.update(observation)
             return self.results(metrics)
 
-    def results(self, metrics: dict[str, Evaluation | Loss]) -> tuple[dict[str, Tensor], dict[str, Figure]]:
+    def results(self, metrics: dict[str, Evaluation | Loss]) -> tuple[dict[str, Tensor], dict[str, Figure | Page]]:
         numbers: dict[str, Tensor] = {}
-        drawn: dict[str, Figure] = {}
+        drawn: dict[str, Figure | Page] = {}
         for name, metric in list(metrics.items()):
             result: Any = {}
             with skip_broken_figure(name, metric, metrics):
@@ -181,8 +184,10 @@ def report_broken_figure(name: str) -> Iterator[None]:
         rank_zero_warn(f"The figure {name!r} failed and is skipped; the run goes on.\n{traceback.format_exc()}")
 
 
-def log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
+def log_figure(logger: Any, name: str, figure: Figure | Page, step: int) -> None:
     """To the loggers that take images: TensorBoard, and those with `log_image` (wandb). Others have the file."""
+    if isinstance(figure, Page):
+        return
     if hasattr(logger, "log_image"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -44,7 +43,7 @@ class FixedBatches:
 
 
 class KeyedDataModule(LightningDataModule):
-    """Base of the synthetic data: a subclass says how to draw the samples of one batch in `draw`.
+    """Base of all data: a subclass draws the samples of one batch in `draw`, or looks them up in its own `batch`.
 
     Args:
         batch_size: samples in one step over all ranks together; rank r of n makes the r-th n-th of them itself.
@@ -64,27 +63,34 @@ class KeyedDataModule(LightningDataModule):
         self.eval_batches = eval_batches
         self.seed = seed
 
-    @abstractmethod
     def draw(self, random: KeyedRandom, stream: Stream) -> Batch:
         """The samples at the positions of `random`, one row each."""
+        raise NotImplementedError(f"{type(self).__name__} must define draw, or batch.")
 
-    def batch(self, step: int, stream: Stream = "train") -> Batch:
-        """This rank's samples of the batch at `step` of a stream, a pure function of its arguments and the seed."""
-        rank, ranks, device = 0, 1, torch.device("cpu")
-        if self.trainer is not None:
-            rank, ranks = self.trainer.global_rank, self.trainer.world_size
-            device = self.trainer.strategy.root_device
+    def own_samples(self) -> range:
+        """This rank's samples of the global batch.
+
+        Raises:
+            ValueError: if the batch cannot be split evenly over the ranks.
+        """
+        rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         if self.batch_size % ranks:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split evenly over {ranks} ranks: choose a multiple of {ranks}."
             )
         rows = self.batch_size // ranks
-        samples = torch.arange(rank * rows, (rank + 1) * rows, dtype=torch.int32, device=device)
+        return range(rank * rows, (rank + 1) * rows)
+
+    def batch(self, step: int, stream: Stream = "train") -> Batch:
+        """This rank's samples of the batch at `step` of a stream, a pure function of its arguments and the seed."""
+        own = self.own_samples()
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        samples = torch.arange(own.start, own.stop, dtype=torch.int32, device=device)
         # A fill, unlike torch.tensor, does not make an accelerator wait for the host.
         at = torch.full((), step, dtype=torch.int32, device=device)
         return self.draw(KeyedRandom.at(seed=self.seed, step=at, samples=samples), stream)
 
-    def train_dataloader(self) -> EndlessBatches:
+    def train_dataloader(self) -> Iterable[Batch]:
         return EndlessBatches(self.batch, self.first_step)
 
     def val_dataloader(self) -> FixedBatches:

@@ -12,13 +12,12 @@ from pdlightning.functional.evals import (
     permute_to_identity,
     recovered_features,
 )
+from pdlightning.functional.kl import cross_entropy_pair, kl_divergence, kl_pair
 from pdlightning.functional.losses import (
     Pair,
     faithfulness_loss,
     frequency_weighted_sum,
     importance_minimality_loss,
-    kl_divergence,
-    kl_pair,
     lp_penalty,
     relative_faithfulness_loss,
     smooth_l0_penalty,
@@ -40,6 +39,7 @@ __all__ = [
     "Pair",
     "ScheduleKind",
     "component_forward",
+    "cross_entropy_pair",
     "dense_ci_error",
     "dense_order",
     "faithfulness_loss",

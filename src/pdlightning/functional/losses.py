@@ -83,18 +83,3 @@ def importance_minimality_loss(
 def squared_error(clean: Float[Tensor, "*shape"], masked: Float[Tensor, "*shape"]) -> Pair:
     """(sum of squared differences, number of elements) (spec R3 `mse`)."""
     return (masked - clean).square().sum(), clean.numel()
-
-
-def kl_pair(clean_logits: Float[Tensor, "*leading vocab"], masked_logits: Float[Tensor, "*leading vocab"]) -> Pair:
-    """(sum over positions of KL(softmax(clean) || softmax(masked)), number of positions) (spec R3 `kl`)."""
-    clean = clean_logits.log_softmax(-1)
-    total = (clean.exp() * (clean - masked_logits.log_softmax(-1))).sum()
-    return total, clean.numel() // clean.shape[-1]
-
-
-def kl_divergence(
-    clean_logits: Float[Tensor, "*leading vocab"], masked_logits: Float[Tensor, "*leading vocab"]
-) -> Float[Tensor, ""]:
-    """KL(softmax(clean) || softmax(masked)), summed over the vocabulary, per position (spec R3)."""
-    total, count = kl_pair(clean_logits, masked_logits)
-    return total / count

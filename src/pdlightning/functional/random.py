@@ -122,3 +122,8 @@ class KeyedRandom:
         """U[0, 1), `[*leading, size]`, for the name of a draw such as `("stochastic_recon", "linear1", "source")`."""
         column = hash_columns(self.seed, name, size, self.a.device)
         return hash_uniform(self.a.unsqueeze(-1), self.b.unsqueeze(-1), column)
+
+    def normal(self, size: int, *name: str) -> Tensor:
+        """N(0, 1), `[*leading, size]`: sqrt(-2 log(1 - u)) cos(2 pi v) of the draws u `(*name, "radius")`, v `"angle"`."""
+        radius = (-2 * torch.log1p(-self.uniform(size, *name, "radius"))).sqrt()
+        return radius * torch.cos(2 * torch.pi * self.uniform(size, *name, "angle"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
 
 
@@ -19,12 +20,33 @@ class Masks:
     delta_masks: dict[str, Float[Tensor, " *leading"]] | None
 
 
+TermValue = Callable[[str, Callable[[list[str]], Masks]], Tensor]
+"""(key, sites -> masks) -> the value of a term whose routing is drawn under that key."""
+
+
 class Source(nn.Module):
     """Fills what ci leaves open (spec R1).
 
     Called with the observation, the name of the term (the key of its draws), the sites that are masked, and `loss`,
-    which tells an adversary the value that some masks would give.
+    which tells an adversary the value that some masks would give. `adversarial` says whether it asks.
     """
+
+    adversarial = False
+
+    def prepare(self, model: ComponentModel) -> None:
+        """Called once with the model, before any observation."""
+
+    def check_batch(self, samples: int) -> None:
+        """Refuse, with a ValueError, training batches of so many samples on each rank."""
+
+    def check_training(self, *, micro_batches: int, loss_scaled: bool) -> None:
+        """Refuse, with a ValueError, a training of accumulated micro-batches, or of a loss scaled for float16."""
+
+    def warm_up(self, observation: Observation, *, term: str, value: TermValue) -> None:
+        """Called in a training step before the term is measured (spec 6 part 5)."""
+
+    def after_backward(self, *, weight: float) -> None:
+        """Called after the backward of a step and before its update; `weight` is what the term was multiplied with."""
 
     def forward(
         self, observation: Observation, *, term: str, sites: list[str], loss: Callable[[Masks], Tensor]

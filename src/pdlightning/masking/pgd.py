@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -26,7 +26,12 @@ class PGD(Source):
         init: where the sources start.
         scope: `per_position`, or `shared`: one vector per site for all positions.
         delta: whether the weight deltas are attacked too, each by its own source.
+
+    From `init="ones"` with the delta nothing moves: every subcomponent and the whole delta are in place, so the output is
+    the target's, and loss and gradient are 0 up to rounding. Take `delta=False`, or another start.
     """
+
+    adversarial = True
 
     def __init__(self, *, n_steps: int, step_size: float, init: Init, scope: Scope, delta: bool = True):
         super().__init__()
@@ -82,13 +87,26 @@ class PGD(Source):
         loss: Callable[[Masks], Tensor],
     ) -> list[tuple[str, str, Tensor]]:
         """One ascent. Needs grad even where the caller evaluates without it (spec E6)."""
+        return self.moved(sources, self.gradients(observation, sources, loss=loss))
+
+    def gradients(
+        self,
+        observation: Observation,
+        sources: list[tuple[str, str, Tensor]],
+        *,
+        loss: Callable[[Masks], Tensor],
+    ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for _, _, value in sources]
             named = [(s, what, leaf) for (s, what, _), leaf in zip(sources, leaves, strict=True)]
-            gradients = torch.autograd.grad(loss(self.masks(observation, named, detach_ci=True)), leaves)
+            return torch.autograd.grad(loss(self.masks(observation, named, detach_ci=True)), leaves)
+
+    def moved(
+        self, sources: list[tuple[str, str, Tensor]], gradients: Sequence[Tensor]
+    ) -> list[tuple[str, str, Tensor]]:
         return [
-            (s, what, (leaf.detach() + self.step_size * gradient.sign()).clamp_(0.0, 1.0))
-            for (s, what, leaf), gradient in zip(named, gradients, strict=True)
+            (s, what, (value + self.step_size * gradient.sign()).clamp_(0.0, 1.0))
+            for (s, what, value), gradient in zip(sources, gradients, strict=True)
         ]
 
     def masks(self, observation: Observation, sources: list[tuple[str, str, Tensor]], *, detach_ci: bool) -> Masks:

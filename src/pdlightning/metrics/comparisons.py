@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pdlightning.functional.losses import Pair, kl_pair, squared_error
-from pdlightning.modules.component_model import Run
+from pdlightning.functional.kl import kl_pair
+from pdlightning.functional.losses import Pair, squared_error
+from pdlightning.modules.batches import token_ids
+from pdlightning.modules.component_model import ComponentModel, Run
+from pdlightning.observation import Observation
 
 
 class Comparison:
@@ -11,12 +14,26 @@ class Comparison:
 
     needs_outputs = False
 
+    def prepare(self, model: ComponentModel) -> None:
+        """Called once with the model, before any run: refuse sites that do not fit."""
+
+    def check(self, observation: Observation) -> None:
+        """Refuse, with a ValueError, what can be seen to be wrong before any training."""
+
     def __call__(self, clean: Run, masked: Run) -> Pair:
         raise NotImplementedError(f"{type(self).__name__} must return (sum, count) of two runs.")
 
 
 class OutputMSE(Comparison):
     """Squared error of the target's output over all its elements: `mse`."""
+
+    def check(self, observation: Observation) -> None:
+        tokens, output = token_ids(observation.batch), observation.clean.output
+        if tokens is not None and output.shape[:-1] == tokens.shape and output.shape[-1] > int(tokens.max()):
+            raise ValueError(
+                f"OutputMSE compares vectors, but the batch is of tokens and the output {tuple(output.shape)} looks"
+                " like their logits: take comparison={_target_: pdlightning.metrics.OutputKL}."
+            )
 
     def __call__(self, clean: Run, masked: Run) -> Pair:
         return squared_error(clean.output, masked.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,21 @@ if TYPE_CHECKING:  # numbers need no matplotlib
 Results = dict[str, Tensor]
 
 
-class Evaluation(Metric):
-    """Updated with observations of the evaluation batches; `compute` gives named numbers, or figures where it `draws`.
+class Page(str):
+    """One self-contained HTML file; an evaluation draws it as it draws a figure."""
 
-    An empty name stands for the evaluation itself: `{"": x}` is logged under the key the evaluation has.
+
+class Evaluation(Metric):
+    """Updated with observations of the evaluation batches; `compute` gives named numbers, or what it `draws`.
+
+    An empty name stands for the evaluation itself: `{"": x}` is logged under the key the evaluation has. `decode` turns
+    neighbouring token ids into the text of each; None where the data are no text.
     """
 
     full_state_update = False
     needs_outputs = False
     draws = False
+    decode: Callable[[Sequence[int]], list[str]] | None = None
 
     def __init__(self, **metric_arguments: Any):
         super().__init__(**metric_arguments)
@@ -37,10 +44,13 @@ class Evaluation(Metric):
     def prepare(self, model: ComponentModel) -> None:
         """Called once with the model, before any observation: make the states that depend on its sites."""
 
+    def check(self, observation: Observation) -> None:
+        """Refuse, with a ValueError, what can be seen to be wrong before any training."""
+
     def update(self, observation: Observation) -> None:
         raise NotImplementedError(f"{type(self).__name__} must take an observation in update.")
 
-    def compute(self) -> Results | dict[str, Figure]:
+    def compute(self) -> Results | dict[str, Figure] | dict[str, Page]:
         raise NotImplementedError(f"{type(self).__name__} must return named results from compute.")
 
 
@@ -105,6 +115,25 @@ class CIL0(PositionSums):
         by_site = self.means()
         groups = {name: torch.stack([by_site[s] for s in sites]).sum() for name, sites in self.members.items()}
         return {**by_site, **groups, "total": torch.stack(list(by_site.values())).sum()}
+
+
+class ActiveSubcomponents(PositionSums):
+    """How many subcomponents have a mean lower ci above `threshold`, per site and in total.
+
+    Args:
+        threshold: of the mean over positions; part of the logged name, as in `active_0.001`.
+    """
+
+    def __init__(self, *, threshold: float, **metric_arguments: Any):
+        super().__init__(**metric_arguments)
+        self.threshold = threshold
+
+    def site_sum(self, observation: Observation, site: str) -> Tensor:
+        return observation.ci.lower[site].flatten(0, -2).sum(0)
+
+    def compute(self) -> Results:
+        by_site = {site: (mean > self.threshold).sum() for site, mean in self.means().items()}
+        return {**by_site, "total": torch.stack(list(by_site.values())).sum()}
 
 
 class HiddenActsError(PositionSums):

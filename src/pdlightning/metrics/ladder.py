@@ -13,6 +13,7 @@ from pdlightning.masking.routing import Route
 from pdlightning.metrics.comparisons import Comparison
 from pdlightning.metrics.evaluation import Evaluation, Results
 from pdlightning.metrics.reconstruction import compare_masked
+from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
 
 
@@ -37,6 +38,12 @@ class PGDLadder(Evaluation):
         self.source = PGD(n_steps=rungs[-1], step_size=step_size, init="random", scope="shared")
         self.add_state("total", torch.zeros(len(rungs)), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def prepare(self, model: ComponentModel) -> None:
+        self.comparison.prepare(model)
+
+    def check(self, observation: Observation) -> None:
+        self.comparison.check(observation)
 
     def update(self, observation: Observation) -> None:
         route = Route(observation.sites)

@@ -47,6 +47,18 @@ class Loss(Metric):
     def prepare(self, model: ComponentModel) -> None:
         """Called once with the model, before any observation: make the state that depends on its sites."""
 
+    def check(self, observation: Observation) -> None:
+        """Refuse, with a ValueError, what can be seen to be wrong before any training."""
+
+    def check_batch(self, samples: int) -> None:
+        """Refuse, with a ValueError, training batches of so many samples on each rank."""
+
+    def check_training(self, *, micro_batches: int, loss_scaled: bool) -> None:
+        """Refuse, with a ValueError, a training of accumulated micro-batches, or of a loss scaled for float16."""
+
+    def after_backward(self) -> None:
+        """Called after the backward of a step and before its update: adversaries climb (spec 6 part 8)."""
+
     def measure(self, observation: Observation) -> Pair:
         raise NotImplementedError(f"{type(self).__name__} must return (sum, count) from measure(observation).")
 

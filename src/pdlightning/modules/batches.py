@@ -37,6 +37,17 @@ def default_output(result: Any) -> Tensor:
     )
 
 
+def token_ids(batch: Any) -> Tensor | None:
+    """The integers of a batch, itself, the first of a tuple or `input_ids` of a dict; None where there are none."""
+    found = batch
+    if isinstance(batch, Mapping):
+        found = batch.get("input_ids")
+    elif isinstance(batch, (tuple, list)) and batch:
+        found = batch[0]
+    is_tokens = isinstance(found, Tensor) and found.dtype in (torch.uint8, torch.int16, torch.int32, torch.int64)
+    return found if is_tokens else None
+
+
 def empty_last(batch: Any) -> tuple[Tensor, int] | None:
     """(order, distinct): an order of the samples in which only the first `distinct` can differ, or None.
 

@@ -2,7 +2,7 @@
 
 from pdlightning.targets.checks import CheckResult, FeaturesRepresented, LastPositionAccuracy
 from pdlightning.targets.induction import InductionTransformer
-from pdlightning.targets.recipe import TargetRecipe, UnfitTargetError
+from pdlightning.targets.recipe import Recipe, TargetRecipe, Trained, UnfitTargetError
 from pdlightning.targets.resid_mlp import ResidMLP
 from pdlightning.targets.store import TargetResult, obtain_target
 from pdlightning.targets.tms import TMS
@@ -14,10 +14,12 @@ __all__ = [
     "FeaturesRepresented",
     "InductionTransformer",
     "LastPositionAccuracy",
+    "Recipe",
     "ResidMLP",
     "TargetRecipe",
     "TargetResult",
     "TargetTraining",
+    "Trained",
     "UnfitTargetError",
     "last_position_cross_entropy",
     "obtain_target",

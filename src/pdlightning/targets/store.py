@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pdlightning.config import config_hash, to_plain
-from pdlightning.storage import atomic_folder, complete_folder
-from pdlightning.targets.recipe import TargetRecipe
+from pdlightning.storage import atomic_folder, complete_folder, default_cache_dir, remove
+from pdlightning.targets.recipe import Recipe, Trained
 
 FORMAT_VERSION = 1
 WEIGHTS, RECORD = "weights.safetensors", "target.json"
@@ -36,13 +35,8 @@ class DamagedTargetError(RuntimeError):
     """A stored target is not what was written."""
 
 
-def default_cache_dir() -> Path:
-    """PDLIGHTNING_CACHE if it is set, else ~/.cache/pdlightning."""
-    return Path(os.environ.get("PDLIGHTNING_CACHE") or Path.home() / ".cache" / "pdlightning").expanduser()
-
-
 def obtain_target(
-    recipe: TargetRecipe,
+    recipe: Recipe,
     *,
     config: Mapping[str, Any],
     cache_dir: str | Path | None = None,
@@ -52,18 +46,22 @@ def obtain_target(
 
     Args:
         recipe: how the target is made.
-        config: the plain configuration that the recipe was built from; its hash names the folder.
+        config: the plain configuration that the recipe was built from; its hash names the folder (with what else
+            decides the weights, where the recipe knows of such).
         cache_dir: where targets are kept; None means `default_cache_dir()`.
         accelerator: what to train on.
 
-    A damaged entry is reported and trained again. Processes that want the same target at once wait for the first.
+    A damaged entry is reported and trained again; an interrupted training goes on, where its recipe can. Processes
+    that want the same target at once wait for the first.
 
     Raises:
         UnfitTargetError: if no attempt passes the recipe's check; nothing is stored then.
     """
     root = Path(default_cache_dir() if cache_dir is None else cache_dir) / "targets"
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / config_hash(config)
+    identity = {**to_plain(config), **recipe.beyond_config()}
+    folder = root / config_hash(identity)
+    workspace = root / f"{folder.name}.training"
     with FileLock(f"{folder}.lock"):
         stored = complete_folder(folder)
         if stored.exists():
@@ -73,31 +71,31 @@ def obtain_target(
                 return result
             except DamagedTargetError as error:
                 rank_zero_warn(f"{error} It is trained again.")
-        model, summary = recipe.make(accelerator=accelerator)
-        write_target(recipe, model, folder, config, summary)
-        return TargetResult(model, folder, summary)
+        trained = recipe.make(accelerator=accelerator, workspace=workspace)
+        write_target(trained, folder, identity)
+        remove(workspace)
+        return TargetResult(trained.model, folder, trained.summary)
 
 
-def write_target(
-    recipe: TargetRecipe, model: nn.Module, folder: Path, config: Mapping[str, Any], summary: dict[str, Any]
-) -> None:
-    """Weights, record and figures, as one folder that is complete or absent."""
-    weights = save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+def write_target(trained: Trained, folder: Path, identity: dict[str, Any]) -> None:
+    """Weights, record, figures and tables, as one folder that is complete or absent."""
+    weights = save({name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()})
     record = {
         "format_version": FORMAT_VERSION,
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "summary": summary,
-        "config": to_plain(config),
+        "summary": trained.summary,
+        "config": identity,
     }
-    figures = recipe.figures(model, recipe.data(seed=summary["seed"]))
     with atomic_folder(folder) as aside:
         (aside / WEIGHTS).write_bytes(weights)
         (aside / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        for name, figure in figures.items():
+        for name, figure in trained.figures.items():
             figure.savefig(aside / f"{name}.png")
+        for name, text in trained.tables.items():
+            (aside / f"{name}.csv").write_text(text)
 
 
-def load_target(recipe: TargetRecipe, folder: Path) -> TargetResult:
+def load_target(recipe: Recipe, folder: Path) -> TargetResult:
     """A stored target.
 
     Raises:

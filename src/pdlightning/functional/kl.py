@@ -1,0 +1,123 @@
+"""KL divergence (spec R3) and cross-entropy (spec E2) of logits, a chunk of positions at a time.
+
+Of all that is computed only the gradient is as large as the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pdlightning.functional.losses import Pair
+
+IGNORED = -100
+"""The label of a position that has none."""
+CPU_CHUNK = 2**18
+"""Numbers in a chunk on the CPU: 1 MB of fp32, which the cache of a core holds."""
+DEVICE_CHUNK = 2**24
+"""Elsewhere: 64 MB of fp32, long beside the start of a kernel."""
+
+
+def row_chunks(rows: Tensor, width: int) -> list[slice]:
+    """Slices of the first axis of `rows`, as many rows of `width` numbers as fill a chunk, at least one."""
+    size = CPU_CHUNK if rows.device.type == "cpu" else DEVICE_CHUNK
+    step = max(1, size // width)
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def sum_of_chunks(value: Callable[[slice], Float[Tensor, ""]], rows: Tensor, width: int) -> Float[Tensor, ""]:
+    """The sum of `value` over the `row_chunks`."""
+    chunks = row_chunks(rows, width)
+    sums = rows.new_zeros(len(chunks), dtype=summing_dtype(rows))  # one block: small ones would scatter over the heap
+    for n, chunk in enumerate(chunks):
+        sums[n] = value(chunk)
+    return sums.sum()
+
+
+def summing_dtype(logits: Tensor) -> torch.dtype:
+    """The dtype of sums over logits: their own, or fp32 for shorter ones."""
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def kl_of_rows(clean: Float[Tensor, "*rows vocab"], masked: Float[Tensor, "*rows vocab"]) -> Float[Tensor, ""]:
+    """sum over rows of KL(softmax(clean) || softmax(masked)), every intermediate as large as the rows."""
+    dtype = summing_dtype(masked)
+    log_p = clean.log_softmax(-1, dtype=dtype)
+    return (log_p.exp() * (log_p - masked.log_softmax(-1, dtype=dtype))).sum()
+
+
+def kl_gradient_of_rows(
+    clean: Float[Tensor, "*rows vocab"], masked: Float[Tensor, "*rows vocab"]
+) -> Float[Tensor, "*rows vocab"]:
+    """The gradient of `kl_of_rows` by the masked logits, softmax(masked) - softmax(clean)."""
+    dtype = summing_dtype(masked)
+    return masked.softmax(-1, dtype=dtype).sub_(clean.softmax(-1, dtype=dtype))
+
+
+def refuse_second_derivative() -> None:
+    """For a backward without a derivative of its own: in it, grad is enabled only for `create_graph`."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("KL has a first derivative only: call backward or autograd.grad without create_graph.")
+
+
+class ChunkedKL(torch.autograd.Function):
+    """`kl_of_rows`, whose backward computes the softmaxes again: two more exponentials, and nothing to keep."""
+
+    @staticmethod
+    def forward(ctx: Any, clean: Float[Tensor, "rows vocab"], masked: Float[Tensor, "rows vocab"]) -> Float[Tensor, ""]:
+        ctx.save_for_backward(clean, masked)
+        return sum_of_chunks(lambda i: kl_of_rows(clean[i], masked[i]), masked, masked.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        refuse_second_derivative()
+        clean, masked = ctx.saved_tensors
+        gradient = torch.empty_like(masked)
+        for i in row_chunks(masked, masked.shape[1]):
+            gradient[i] = kl_gradient_of_rows(clean[i], masked[i]).mul_(gradients[0])
+        return None, gradient
+
+
+def kl_pair(clean_logits: Float[Tensor, "*leading vocab"], masked_logits: Float[Tensor, "*leading vocab"]) -> Pair:
+    """(sum over positions of KL(softmax(clean) || softmax(masked)), number of positions) (spec R3 `kl`).
+
+    Summed in at least fp32. The clean logits are a constant: no gradient flows into them.
+    """
+    if clean_logits.shape != masked_logits.shape or masked_logits.ndim == 0:
+        raise ValueError(
+            "KL: expected clean and masked logits of one shape [*leading, vocab],"
+            f" got {tuple(clean_logits.shape)} and {tuple(masked_logits.shape)}."
+        )
+    vocab = masked_logits.shape[-1]
+    clean, masked = clean_logits.detach().reshape(-1, vocab), masked_logits.reshape(-1, vocab)
+    # A compiler fuses the formula and its derivative into what the chunks do by hand.
+    compute = kl_of_rows if torch.compiler.is_compiling() else ChunkedKL.apply
+    return compute(clean, masked), len(masked)
+
+
+def kl_divergence(
+    clean_logits: Float[Tensor, "*leading vocab"], masked_logits: Float[Tensor, "*leading vocab"]
+) -> Float[Tensor, ""]:
+    """KL(softmax(clean) || softmax(masked)), summed over the vocabulary, per position (spec R3).
+
+    The clean logits are a constant: no gradient flows into them.
+    """
+    total, count = kl_pair(clean_logits, masked_logits)
+    return total / count
+
+
+def cross_entropy_pair(
+    logits: Float[Tensor, "*leading vocab"], labels: Int[Tensor, "*leading"]
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """(sum of -log softmax(logits)[label] in at least fp32, number of labels other than -100) (spec E2)."""
+    rows, flat, dtype = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), summing_dtype(logits)
+
+    def value(i: slice) -> Tensor:
+        return F.cross_entropy(rows[i].to(dtype), flat[i], ignore_index=IGNORED, reduction="sum")
+
+    return sum_of_chunks(value, rows, rows.shape[1]), (flat != IGNORED).sum()
