@@ -746,9 +746,9 @@ class Adversary:
 
 @dataclass
 class Persistent:
-    """L6: what the adversary of one term keeps across steps. `sources` (n, T, C) and `deltas` (n, T) per site, with size 1
-    for what is shared; in a pool (particles, B, T, C) and (particles, B, T), with an own `Adversary`, and so its own
-    moments and count, for each (particle, sample). `pending` is the trained forward, waiting for its ascent."""
+    """L6: what the adversary of one term keeps across steps. `sources` (n, T, C) and `deltas` (n, T) per site, with
+    size 1 for what is shared; in a pool (particles, B, T, C) and (particles, B, T), and each (particle, sample) has an
+    `Adversary` of its own: moments and count. `pending` is the trained forward, waiting for its ascent."""
 
     sources: PerSite
     deltas: PerSite
@@ -834,8 +834,8 @@ def persistent_term(
     steps: int,
     adversaries: dict[str, Persistent],
 ) -> Pair:
-    """L6: the warmups, each kept, then the term, whose ascent waits for `persistent_last_ascent`. A merged term gives to
-    each sample, by the key (term, "adversarial"), the adversary with its routing or else uniform sources with theirs."""
+    """L6: the warmups, each kept, then the term, whose ascent waits for `persistent_last_ascent`. A merged term gives
+    each sample, by the key (term, "adversarial"), the adversary with its routing, or uniform sources with theirs."""
     sites, n = target["sites"], len(draws.samples)
     if name not in adversaries:
         adversaries[name] = persistent_state(draws, sites, name, term)
@@ -845,7 +845,7 @@ def persistent_term(
         chances = of_samples.uniform(1, name, "particle")[:, 0]
         state.particles = [math.floor(term["n_particles"] * float(u)) for u in chances]
     merged = term["kind"] == "merged"
-    attacked = [float(u) < term["p"] for u in of_samples.uniform(1, name, "adversarial")[:, 0]] if merged else [True] * n
+    attacked = [not merged or float(u) < term["p"] for u in of_samples.uniform(1, name, "adversarial")[:, 0]]
     uniform = draw_sources(draws, sites, name, "uniform", delta=term["delta"]) if merged else None
 
     def routes_of(key: str, routing: str) -> PerSite | str:
@@ -856,7 +856,8 @@ def persistent_term(
 
     def pair_of(key: str, ci: PerSite, leaves: list[Tensor]) -> Pair:
         squashed = [torch.sigmoid(r) for r in leaves] if term["parameterisation"] == "sigmoid" else leaves
-        sources, deltas = dict(zip(sites, squashed, strict=False)), dict(zip(sites, squashed[len(sites) :], strict=False))
+        sources = dict(zip(sites, squashed, strict=False))
+        deltas = dict(zip(sites, squashed[len(sites) :], strict=False))
         adversarial_routes, pairs = routes_of(key, term["routing"]), []
         for b in range(n):
             which, routes = (sources, deltas), adversarial_routes

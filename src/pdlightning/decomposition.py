@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pdlightning import functional as pf
 from pdlightning.functional.losses import Pair
 from pdlightning.guards import FiniteGuard
+from pdlightning.masking import PersistentPGD
 from pdlightning.metrics.loss import Loss
 from pdlightning.modules.batches import empty_last
 from pdlightning.modules.ci import CausalImportances, CIFunction, Squash
@@ -72,6 +73,9 @@ class ParameterDecomposition(LightningModule):
             )
         if not any(loss.trained for loss in losses.values()):
             raise ValueError(f"Every loss has coeff 0, so nothing would be trained: {', '.join(losses)}.")
+        persistent = [m for loss in losses.values() for m in loss.modules() if isinstance(m, PersistentPGD)]
+        if len({id(source) for source in persistent}) < len(persistent):
+            raise ValueError("Two losses share one persistent adversary: give each of them its own.")
         self.model = ComponentModel(
             target=target, sites=sites, ci_fn=ci_fn, squash=squash, seed=seed, run_batch=run_batch, output=output
         )

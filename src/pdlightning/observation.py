@@ -19,8 +19,8 @@ from pdlightning.modules.component_model import ComponentModel, Run
 class Observation:
     """The clean run of a batch, its causal importances, and the randomness of its positions.
 
-    `leading` is the shape of the positions; every ci and mask is `[*leading, C]`. `samples` are the global indices of the
-    samples, int32 `[batch]`; `rows` their places in the batch as it came, None where they stand in order.
+    `leading` is the shape of the positions; every ci and mask is `[*leading, C]`. `samples` are the global indices of
+    the samples, int32 `[batch]`; `rows` their places in the batch as it came, None where they stand in order.
     """
 
     model: ComponentModel
@@ -80,10 +80,10 @@ def observe(
     """Clean forward, ci, and the keys of this step (spec 6, parts 3 and 4).
 
     `step` is an int32 scalar tensor, negative for evaluation batches; `samples` the global index of every sample,
-    int32 `[batch]`, by default 0, 1, 2, ... in the batch as it came; `rows` the places of the samples in that, `[batch]`,
-    where they have been put in another order; `part` the number of this part of the global batch, an int32 scalar tensor,
-    None for the whole; `outputs` whether some loss asks for the sites' clean outputs; `distinct` how many samples come
-    before the copies of the last of them.
+    int32 `[batch]`, by default 0, 1, 2, ... in the batch as it came; `rows` the places of the samples in that,
+    `[batch]`, where they have been put in another order; `part` the number of this part of the global batch, an int32
+    scalar tensor, None for the whole; `outputs` whether some loss asks for the sites' clean outputs; `distinct` how
+    many samples come before the copies of the last of them.
     """
     clean = model.clean(batch, outputs=outputs)
     if distinct is not None and rows is not None and any(len(x) != len(rows) for x in clean.inputs.values()):

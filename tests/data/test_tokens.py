@@ -2,12 +2,15 @@ import os
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from omegaconf import OmegaConf
 
+from pdlightning.config import instantiate, to_plain, validate
 from pdlightning.data import (
     ByteTokenizer,
     LocalFiles,
@@ -19,6 +22,7 @@ from pdlightning.data import (
 )
 
 END = 256
+EMPTY = "empty.jsonl"
 STORIES = [f"<{i}>" + "abcdefghij"[i % 10] * (5 + 7 * i % 23) for i in range(400)]
 
 
@@ -295,7 +299,11 @@ def test_two_who_want_the_same_tokens_at_once_make_them_once(stories, openings):
         ({"eval_batches": 500}, r"eval split .* and 4000 rows are asked for in 500 batches: lower"),
         ({"corpus": {"column": "story"}}, r"no column 'story'. Its columns are text, n\."),
         ({"corpus": {"column": "n"}}, r"column 'n' .* text or lists of ints, and holds 1\."),
-        ({"corpus": {"eval_fraction": 1e-9}}, r"no eval documents. .*eval_fraction 1e-09.*raise it"),
+        ({"corpus": {"eval": [EMPTY], "eval_fraction": None}}, "has no eval documents: its eval data hold none"),
+        (
+            {"corpus": {"eval_fraction": 1e-9}},
+            "no eval documents: eval_fraction 1e-09 holds out .*; raise it",
+        ),
         ({"corpus": {"eval_fraction": 1 - 1e-9}}, r"no training documents; its eval_fraction is 0.99"),
         ({"corpus": {"eval_fraction": 1.0}}, r"eval_fraction must be in \(0, 1\), got 1.0"),
         ({"corpus": {"format": "parquet"}}, r"1 local parquet file\(s\) cannot be read"),
@@ -303,7 +311,9 @@ def test_two_who_want_the_same_tokens_at_once_make_them_once(stories, openings):
         ({"tokenizer": TrainedTokenizer(vocab_size=5000)}, r"give \d+ tokens at most, and vocab_size is 5000"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_training(stories, changes, message):
+def test_what_cannot_work_is_refused_before_any_training(stories, write_json, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    write_json(["", ""], EMPTY)
     with pytest.raises(ValueError, match=message):
         tokens(stories, **changes).setup()
 
@@ -343,3 +353,30 @@ def test_a_cache_moved_elsewhere_is_still_good(stories, cache, tmp_path, monkeyp
     shutil.move(cache, tmp_path / "elsewhere")
     monkeypatch.setenv("PDLIGHTNING_CACHE", str(tmp_path / "elsewhere"))
     assert torch.equal(tokens(stories).batch(0), expected) and len(openings) == 1
+
+
+CONFIGS = Path(__file__).parents[2] / "conf" / "data"
+TARGET = {"seed": 3, "target": {"model": {"vocab_size": 300, "n_ctx": 24}}}
+
+
+def config_of(name):
+    return to_plain(OmegaConf.merge(TARGET, {"data": OmegaConf.load(CONFIGS / f"{name}.yaml")}))["data"]
+
+
+@pytest.mark.parametrize("name", ["python_stdlib", "simplestories", "tinystories", "pile", "openwebtext"])
+def test_configs_bind_to_what_they_name_and_download_nothing(name):
+    config = config_of(name)
+    validate(config)
+    instantiate(config["corpus"])
+    assert not config["corpus"].get("download") and not config["tokenizer"].get("download")
+
+
+def test_the_config_of_the_standard_library_gives_tokens_for_its_target(tmp_path, monkeypatch):
+    for i in range(200):
+        (tmp_path / f"module{i}.py").write_text(f"def number_{i}():\n    return {i}\n" * 40)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    data = instantiate({**config_of("python_stdlib"), "batch_size": 4})
+    data.setup()
+    check_vocabulary(data, 300)
+    check_context(data, 24)
+    assert data.batch(0).shape == (4, 24) and data.seed == 3 and "def" in "".join(data.decode(data.batch(0)[0]))

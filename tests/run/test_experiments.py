@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from run.conftest import rows_of, summary_of
+from run.test_language_experiments import language_experiments
 
 import pdlightning
 from pdlightning.__main__ import CONF
@@ -27,7 +28,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("experiment", sorted({*options("experiment")} - {*language_experiments()}))
 def test_every_experiment_runs(composed: Composed, tmp_path: Path, experiment: str):
     config = composed(f"experiment={experiment}", *SMALL)
     config["pd"]["sites"] = dict.fromkeys(config["pd"]["sites"], 50)

@@ -143,10 +143,9 @@ def write_tokens(
     write_split(folder / EVAL, held_out, tokenizer, limits[1])
     in_eval = set(read_split(folder / EVAL).keys.tolist())
     if not in_eval:
-        raise ValueError(
-            f"The {corpus} has no eval documents. Whole documents are held out (eval_fraction {corpus.eval_fraction}): "
-            "raise it, or give evaluation data of its own."
-        )
+        fraction = f"eval_fraction {corpus.eval_fraction} holds out whole documents, and took none; raise it"
+        reason = fraction if opened.eval is None else "its eval data hold none"
+        raise ValueError(f"The {corpus} has no eval documents: {reason}.")
     training = documents(opened.train, lambda key: not corpus.held_out(key) and key not in in_eval)
     write_split(folder / TRAIN, training, tokenizer, limits[0])
 

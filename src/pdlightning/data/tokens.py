@@ -35,7 +35,7 @@ class StreamedBatches:
 
 
 class Tokens(KeyedDataModule):
-    """Rows of n_ctx tokens from a corpus (spec 9): documents with an end token behind each, one after the other, cut.
+    """Rows of n_ctx tokens from a corpus (spec D2): documents with an end token behind each, one after the other, cut.
 
     Whole documents are trained on or evaluated on, never both: one that equals an eval document is not trained on.
 
@@ -43,7 +43,7 @@ class Tokens(KeyedDataModule):
     a function of (seed, epoch); eval batches are the same rows for every seed. A streamed corpus is read in its own
     order, each rank its share; its position is part of a checkpoint.
 
-    Nothing is read before it is needed. `setup` reads, and finds every mistake in the data.
+    Nothing is read before it is needed. `setup` reads, and finds what is wrong: of a stream, with its beginning.
 
     Args:
         corpus: the documents.

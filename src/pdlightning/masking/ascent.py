@@ -11,8 +11,8 @@ from pdlightning.schedules import Scheduled, Value
 class Ascent(nn.Module):
     """One move of tensors along their gradient, in place.
 
-    `moments` are the names of what the ascent keeps of a tensor, each of its shape. They come in `state`; its "count" is
-    the number of ascents of a tensor, this one included: 0-d, or one number for each entry of the first axis.
+    `moments` are the names of what the ascent keeps of a tensor, each of its shape. They come in `state`, and so does
+    "count", the number of its ascents with this one: 0-d, or one number for each entry of the first axis.
 
     Args:
         lr: size of a move, a number or a schedule of its own (spec S1).

@@ -52,14 +52,21 @@ class HeldSource(nn.Module):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """An exported run has sources without moments: its ascents begin anew."""
         absent: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, absent, *rest)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, absent, unexpected_keys, error_msgs)
         for key in absent:
             if key == prefix + "value":
-                missing.append(key)
+                missing_keys.append(key)
             else:
                 self.get_buffer(key.removeprefix(prefix)).zero_()
 

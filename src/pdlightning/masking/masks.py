@@ -19,6 +19,13 @@ class Masks:
     masks: dict[str, Float[Tensor, "*leading C"]]
     delta_masks: dict[str, Float[Tensor, " *leading"]] | None
 
+    def detach(self) -> Masks:
+        deltas = self.delta_masks
+        return Masks(
+            {s: mask.detach() for s, mask in self.masks.items()},
+            None if deltas is None else {s: mask.detach() for s, mask in deltas.items()},
+        )
+
 
 TermValue = Callable[[str, Callable[[list[str]], Masks]], Tensor]
 """(key, sites -> masks) -> the value of a term whose routing is drawn under that key."""

@@ -30,16 +30,16 @@ class PersistentPGD(Source):
     left on the sources, divided by the coefficient. While the coefficient is 0 only the warmups move them.
 
     In evaluation nothing moves and nothing is warmed up: the term is measured with the sources as they stand, sample b
-    with source b mod n; before the first step with sources at their start. `PGD` is the adversary for metrics.
+    with source b mod n; before the first step, with sources of a start of its own. `PGD` is the adversary for metrics.
 
-    The sources are buffers in the shape of the first batch, float32 at the least. Checkpoints hold them with the state
-    of their ascents; one made because a step failed half-way has the warmups of that step in them.
+    The sources are buffers, made for the first batch, float32 at the least. Checkpoints hold them with the state of
+    their ascents; one made because a step failed half-way has the warmups of that step in them.
 
     Args:
         optimizer: `SignAscent`, `AdamAscent` or `SGDAscent`.
-        scope: which positions share a source. With positions `[batch, T]` there are, per site, `single` (1, 1, C),
-            `per_position_shared_batch` (1, T, C), `repeat` (n_sources, T, C) where sample b uses source b mod n_sources,
-            or `per_sample_per_position` (batch, T, C) of them, the last local to a rank.
+        scope: which positions share a source. With positions `[batch, T]` a site has `single` (1, 1, C),
+            `per_position_shared_batch` (1, T, C), `repeat` (n_sources, T, C), where sample b uses source b mod
+            n_sources, or `per_sample_per_position` (batch, T, C), local to a rank.
         n_warmup: ascents before the forward that is trained on.
         n_sources: of the scope `repeat`; it divides the batch of a rank.
         init: where the sources start. From ones with the delta there is nothing to climb: see `PGD`.
@@ -83,6 +83,11 @@ class PersistentPGD(Source):
         self.widths: dict[str, int] = {}
         self.register_buffer("anchor", torch.empty(0), persistent=False)  # knows the device before anything is held
 
+    @property
+    def rows(self) -> int | None:
+        """How many samples have a source of their own; None for as many as the batch has."""
+        return {"repeat": self.n_sources, "per_sample_per_position": None}.get(self.scope, 1)
+
     def prepare(self, model: ComponentModel) -> None:
         self.widths = {key: width for path, c in model.components.items() for key, width in self.entries(path, c.C)}
 
@@ -116,9 +121,8 @@ class PersistentPGD(Source):
     def value_of(self, held: HeldSource, observation: Observation, *, term: str) -> Tensor:
         return held.leaf
 
-    @torch.compiler.disable(recursive=False)  # the gradients are taken here; what is differentiated may be compiled
+    @torch.compiler.disable(recursive=False)  # gradients are taken here; what is differentiated may be compiled
     def warm_up(self, observation: Observation, *, term: str, value: TermValue) -> None:
-        """The ascents before the forward of a training step (spec 6 part 5)."""
         self.begin(observation, term=term)
         leaves, components = self.leaves(), observation.model.components
         components.requires_grad_(False)
@@ -139,19 +143,19 @@ class PersistentPGD(Source):
         if not self.held:
             self.make(observation, term=term)
         self.check_batch(observation.leading[0])
+        self.check_positions(observation)
 
     def leaves(self) -> list[Tensor]:
         return [held.leaf for held in self.held.values()]  # type: ignore[misc]
 
     def after_backward(self, *, weight: float) -> None:
-        """The ascent after the backward (spec 6 part 8); `weight` is what the term was multiplied with."""
         leaves = self.leaves()
         gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
         if not leaves or len(gradients) < len(leaves):
             absent = [key for key, leaf in zip(self.held, leaves, strict=True) if leaf.grad is None]
             raise RuntimeError(
-                f"The backward of this step has not reached the persistent sources {absent}: was there one, and has every"
-                f" loss a {type(self).__name__} of its own?"
+                f"The backward of this step has not reached the persistent sources {absent or 'at all'}: they ascend"
+                " after each backward of a total loss, once."
             )
         for leaf in leaves:
             leaf.grad = None
@@ -177,18 +181,15 @@ class PersistentPGD(Source):
         """The sources at their start, drawn by the key (seed, term, site, sample, position)."""
         for site in observation.sites:
             for key, width in self.entries(site, observation.ci.lower[site].shape[-1]):
-                what = key.rpartition(":")[2]
-                value = self.start(observation, width, term, site, what, "start")
+                value = self.start(observation, width, term, site, key.rpartition(":")[2], "start")
                 self.held[key] = self.held_as(value, moments=self.optimizer.moments)
 
     def start(self, observation: Observation, width: int, *name: str) -> Tensor:
-        now, (batch, *inner) = observation.random, observation.leading
-        samples = observation.samples_in_order
+        now, samples, inner = observation.random, observation.samples_in_order, observation.leading[1:]
         if self.scope != "per_sample_per_position":
-            samples = torch.arange(self.n_sources or 1, dtype=samples.dtype, device=samples.device)
-        inner = [1] * len(inner) if self.scope == "single" else inner
-        step = torch.zeros_like(now.step)
-        random = KeyedRandom.at(seed=now.seed, step=step, samples=samples, inner=tuple(inner))
+            samples = torch.arange(self.rows or 1, dtype=samples.dtype, device=samples.device)
+        inner = (1,) * len(inner) if self.scope == "single" else inner
+        random = KeyedRandom.at(seed=now.seed, step=torch.zeros_like(now.step), samples=samples, inner=inner)
         dtype = torch.promote_types(observation.clean.output.dtype, torch.float32)
         if self.parameterisation == "sigmoid":
             return random.normal(width, *name).to(dtype)
@@ -196,13 +197,6 @@ class PersistentPGD(Source):
             return random.uniform(width, *name).to(dtype)
         value = 1.0 if self.init == "ones" else 0.0
         return torch.full((len(samples), *inner, width), value, dtype=dtype, device=samples.device)
-
-    # ---- what does not fit is refused
-
-    @property
-    def rows(self) -> int | None:
-        """How many samples have sources of their own; None for as many as the batch has."""
-        return {"repeat": self.n_sources, "per_sample_per_position": None}.get(self.scope, 1)
 
     def check_training(self, *, micro_batches: int, loss_scaled: bool) -> None:
         name = f"{type(self).__name__}(scope={self.scope}, n_warmup={self.n_warmup})"
@@ -217,62 +211,63 @@ class PersistentPGD(Source):
     def check_batch(self, samples: int) -> None:
         if self.rows is not None and samples % self.rows:
             raise ValueError(
-                f"PersistentPGD(scope=repeat): n_sources={self.rows} does not divide the {samples} samples that one rank"
-                " has of a batch."
+                f"PersistentPGD(scope=repeat): n_sources={self.rows} does not divide the {samples} samples that a rank"
+                " has of each batch."
             )
         held = len(self.leaves()[0]) if self.held else samples
         if self.rows is None and held != samples:
             raise ValueError(
-                f"{type(self).__name__} holds sources for {held} samples, but the batch has {samples}. Give all training"
-                " batches one size (drop_last=True), or take the scope single, per_position_shared_batch or repeat."
+                f"{type(self).__name__} holds sources for {held} samples, but the batch has {samples}. Give all"
+                " training batches one size (drop_last=True), or take another scope."
             )
 
     def check_positions(self, observation: Observation) -> None:
-        held, inner = self.leaves()[0].shape[1:-1], observation.leading[1:]
+        held, inner = tuple(self.leaves()[0].shape[1:-1]), observation.leading[1:]
         if len(held) != len(inner) or (self.scope != "single" and held != inner):
             raise ValueError(
-                f"{type(self).__name__} holds sources for samples with positions {tuple(held)}, but the batch has"
-                f" {tuple(inner)}. Give all batches one length, or take the scope single."
+                f"{type(self).__name__} holds sources for samples with positions {held}, but the batch has {inner}."
+                " Give all batches one length, or take the scope single."
             )
 
     def _load_from_state_dict(
         self,
         state_dict: Any,
         prefix: str,
-        metadata: Any,
+        local_metadata: Any,
         strict: bool,
-        missing: Any,
-        unexpected: Any,
-        errors: list[str],
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        """Make what the checkpoint holds, before the first batch could tell its shape."""
+        """Make what the checkpoint holds before a batch could tell its shape."""
         start = f"{prefix}held."
         stored = {
             key.removeprefix(start).removesuffix(".value"): value
             for key, value in state_dict.items()
             if key.startswith(start) and key.endswith(".value")
         }
-        if stored:
+        if stored and (problem := self.misfit(stored)):
+            error_msgs.append(problem)
+            for key in [key for key in state_dict if key.startswith(start)]:
+                del state_dict[key]
+        elif stored:
             self.held.clear()
-            if problem := self.misfit(stored):
-                errors.append(problem)
-                for key in [key for key in state_dict if key.startswith(start)]:
-                    del state_dict[key]
-            else:
-                for key, value in stored.items():
-                    like = torch.empty_like(value, device=self.anchor.device)
-                    self.held[key] = self.held_as(like, moments=self.optimizer.moments)
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+            for key, value in stored.items():
+                like = torch.empty_like(value, device=self.anchor.device)
+                self.held[key] = self.held_as(like, moments=self.optimizer.moments)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def misfit(self, stored: dict[str, Tensor]) -> str | None:
-        """Why stored sources are not of these sites and this scope."""
+        """Why stored sources are not of these sites and this scope, if they are not."""
         if stored.keys() != self.widths.keys():
             return f"The stored persistent sources are {sorted(stored)}, expected {sorted(self.widths)}."
         for key, value in stored.items():
-            if value.shape[-1] != self.widths[key]:
-                return f"The stored persistent source {key} has C={value.shape[-1]}, expected {self.widths[key]}."
-            leading = tuple(value.shape[:-1])
-            if (self.rows or leading[0]) != leading[0] or (self.scope == "single" and any(n != 1 for n in leading)):
+            leading, width = tuple(value.shape[:-1]), value.shape[-1]
+            if width != self.widths[key]:
+                return f"The stored persistent source {key} has C={width}, expected C={self.widths[key]}."
+            if leading[0] != (self.rows or leading[0]) or (self.scope == "single" and any(n != 1 for n in leading)):
                 return f"The stored persistent source {key} has positions {leading}, which scope={self.scope} has not."
         return None
 

@@ -27,8 +27,8 @@ class PGD(Source):
         scope: `per_position`, or `shared`: one vector per site for all positions.
         delta: whether the weight deltas are attacked too, each by its own source.
 
-    From `init="ones"` with the delta nothing moves: every subcomponent and the whole delta are in place, so the output is
-    the target's, and loss and gradient are 0 up to rounding. Take `delta=False`, or another start.
+    From `init="ones"` with the delta nothing moves: every subcomponent and the whole delta are in place, so the output
+    is the target's, and loss and gradient are 0 up to rounding. Take `delta=False`, or another start.
     """
 
     adversarial = True

@@ -15,8 +15,8 @@ from pdlightning.observation import Observation
 class ParticlePool(PersistentPGD):
     """A persistent adversary with n sources (n, batch, T, C) for each sample and position, local to the rank.
 
-    In every step each sample draws one of its particles by key, for all its positions and sites. The warmups, the forward
-    and the last ascent are of that particle; the others rest, and so do their moments and their counts of ascents.
+    In every step each sample draws one of its particles by key, for all its positions and sites. The warmups, the
+    forward and the last ascent are of that particle; the others rest, with their moments and their numbers of ascents.
 
     Args:
         n_particles: of each sample.

@@ -20,8 +20,8 @@ from pdlightning.schedules import Value
 class MergedReconstructionLoss(ReconstructionLoss):
     """Each sample is adversarial with probability p, drawn by key for all its positions, else stochastic.
 
-    One forward and one value over all samples instead of two terms. Who is adversarial stays the same for the warmups of
-    a step; samples that are not give the adversary a gradient of 0.
+    One forward and one value over all samples instead of two terms. Who is adversarial stays the same for the warmups
+    of a step; samples that are not give the adversary a gradient of 0.
 
     Args:
         p: probability of a sample to be adversarial.
@@ -54,9 +54,7 @@ class MergedReconstructionLoss(ReconstructionLoss):
                 f" Uniform; got adversary={type(adversary).__name__}, stochastic={type(stochastic).__name__}."
             )
         if isinstance(adversary_routing, EachSite) or isinstance(stochastic_routing, EachSite):
-            raise ValueError(
-                "MergedReconstructionLoss makes one forward: EachSite, which makes many, is no routing of it."
-            )
+            raise ValueError("MergedReconstructionLoss makes one forward; EachSite is a routing of many.")
         self.p, self.stochastic, self.stochastic_routing = p, stochastic, stochastic_routing
 
     def measure(self, observation: Observation) -> Pair:
@@ -65,22 +63,22 @@ class MergedReconstructionLoss(ReconstructionLoss):
         others_route = only_route(self.stochastic_routing, observation, self.term)
         others = self.stochastic(observation, term=self.term, sites=others_route.sites, loss=no_loss)
 
-        def pair(key: str, masks_of: Callable[[Route], Masks]) -> Pair:
+        def pair(key: str, masks_of: Callable[[list[str]], Masks], others: Masks) -> Pair:
             route = only_route(self.routing, observation, key)
-            route, masks = merge(adversarial, (route, masks_of(route)), (others_route, others))
+            route, masks = merge(adversarial, (route, masks_of(route.sites)), (others_route, others))
             return compare_masked(observation, route, masks, self.comparison)
 
-        def attacked(route: Route) -> Masks:
-            def loss(masks: Masks) -> Tensor:
-                return ratio(pair(self.term, lambda _: masks))
+        def value(key: str, masks_of: Callable[[list[str]], Masks]) -> Tensor:
+            return ratio(pair(key, masks_of, others.detach()))
 
-            return self.source(observation, term=self.term, sites=route.sites, loss=loss)
+        def attacked(sites: list[str]) -> Masks:
+            return self.source(
+                observation, term=self.term, sites=sites, loss=lambda masks: value(self.term, lambda _: masks)
+            )
 
         if observation.training:
-            self.source.warm_up(
-                observation, term=self.term, value=lambda key, masks: ratio(pair(key, lambda route: masks(route.sites)))
-            )
-        return pair(self.term, attacked)
+            self.source.warm_up(observation, term=self.term, value=value)
+        return pair(self.term, attacked, others)
 
 
 def only_route(routing: Routing, observation: Observation, key: str) -> Route:
@@ -105,9 +103,8 @@ def merge(
     choose = adversarial.unsqueeze(-1)
     merged = {s: torch.where(choose, mask, other_masks.masks[s]) for s, mask in masks.masks.items()}
     routes = each(adversarial, route.routes, other_route.routes, absent=True)
-    return Route(route.sites, routes), Masks(
-        merged, each(adversarial, masks.delta_masks, other_masks.delta_masks, absent=0)
-    )
+    delta_masks = each(adversarial, masks.delta_masks, other_masks.delta_masks, absent=0.0)
+    return Route(route.sites, routes), Masks(merged, delta_masks)
 
 
 def each(

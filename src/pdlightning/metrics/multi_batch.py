@@ -23,9 +23,9 @@ from pdlightning.observation import Observation, observe
 class MultiBatchPGD(Evaluation):
     """The reconstruction loss under one shared source that has climbed its gradient over several batches (spec L7).
 
-    n_steps of r += step_size * sign(d value / d r), clamped to [0, 1], value = sum / count over the batches, one vector r
-    per site and one for its delta, all sites routed. The inputs of the batches wait in host memory until `compute`,
-    which runs every one of them n_steps + 1 times, with its clean forward and ci; one batch at a time is on the device.
+    n_steps of r += step_size * sign(d value / d r), clamped to [0, 1], with value = sum / count over the batches, one
+    vector r per site and one number for its delta, all sites routed. The inputs of the batches wait in host memory
+    until `compute`, which runs each n_steps + 1 times with its clean forward and ci, one at a time on the device.
 
     Args:
         n_batches: the first so many evaluation batches are attacked (or all of them, where there are fewer).
@@ -85,7 +85,9 @@ class MultiBatchPGD(Evaluation):
             for _ in range(self.source.n_steps):
                 parts = [self.gradients(observation, sources) for observation in self.observations()]
                 count = sum(n for _, n in parts)
-                sources = self.source.moved(sources, [sum(g) / count for g in zip(*(g for g, _ in parts), strict=True)])
+                sources = self.source.moved(
+                    sources, [torch.stack(g).sum(0) / count for g in zip(*(g for g, _ in parts), strict=True)]
+                )
             pairs = [
                 self.pair(observation, self.source.masks(observation, sources, detach_ci=True))
                 for observation in self.observations()

@@ -13,7 +13,7 @@ from pdlightning.config import ConfigError, to_plain, validate
 from pdlightning.targets.language import LanguageModelRecipe
 
 DATA = {"lm": "python_stdlib", "ss": "simplestories", "ts": "tinystories", "pile": "pile", "gpt2": "openwebtext"}
-PARAMETERS = {"pile_llama_simple_mlp-4L": 66_931_200, "pile_llama_simple_mlp-12L": 123_561_984}
+PARAMETERS = {"pile_llama_simple_mlp-4L": 66_931_200, "pile_llama_simple_mlp-12L": 123_566_592}
 
 
 def language_targets() -> list[str]:

@@ -122,6 +122,16 @@ def checkpointed(model: nn.Module, x: Tensor) -> Tensor:
     return checkpoint(lambda e: model(inputs_embeds=e).logits, x, use_reentrant=False)
 
 
+def test_rotary_frequencies_survive_a_change_of_type(llama: Path) -> None:
+    model = huggingface_model(name_or_path=str(llama), dtype="float32")
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "inv_freq" in name}
+    for changed in (copy.deepcopy(model).to(torch.bfloat16), copy.deepcopy(model).double().bfloat16()):
+        assert {p.dtype for p in changed.parameters()} == {torch.bfloat16}
+        buffers = dict(changed.named_buffers())
+        assert before and all(torch.equal(buffers[name], value) for name, value in before.items())
+        assert changed.to("meta").get_buffer(next(iter(before))).device.type == "meta"
+
+
 def test_a_class_may_be_given_by_its_path(gpt2: Path) -> None:
     from transformers import GPT2LMHeadModel, GPT2Model
 
@@ -168,6 +178,16 @@ def test_a_hub_name_is_loaded_from_the_cache_and_its_commit_recorded(
     model: Any = huggingface_model(name_or_path="owner/tiny", revision=revision, dtype="float32", download=download)
     assert model.loaded_from == {"name_or_path": "owner/tiny", "revision": revision, "commit": COMMIT}
     assert not asked
+
+
+def test_a_run_writes_down_what_was_loaded(hub_cache: Path, gpt2: Path) -> None:
+    from pdlightning.build import build_target, make_target
+
+    in_cache(hub_cache, gpt2)
+    arguments = {"name_or_path": "owner/tiny", "revision": "main", "dtype": "float32"}
+    config = {"target": {"_target_": "pdlightning.targets.language.huggingface_model", **arguments}, "allow": []}
+    summary = make_target(config, build_target(config)).summary
+    assert summary["loaded_from"] == {"name_or_path": "owner/tiny", "revision": "main", "commit": COMMIT}
 
 
 def refused(**arguments: Any) -> str:

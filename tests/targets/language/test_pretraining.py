@@ -166,3 +166,12 @@ def test_pretraining_leaves_the_global_generator_alone_and_gives_the_data_back(t
     run(tmp_path, training(), data)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(next(iter(data.train_dataloader()))[0], data.batch(0)[0])
+
+
+def test_in_mixed_precision_the_weights_stay_float32(tmp_path: Path) -> None:
+    whole, mixed = training(), training()
+    expected, rows = run(tmp_path / "whole", whole), run(tmp_path / "mixed", mixed, precision="bf16-mixed")
+    assert {p.dtype for p in weights(mixed)} == {torch.float32}
+    assert not any(torch.equal(p, q) for p, q in zip(weights(whole), weights(mixed), strict=True))
+    for name in ("train", "validation"):
+        assert [row[name] for row in rows] == pytest.approx([row[name] for row in expected], abs=0.02)

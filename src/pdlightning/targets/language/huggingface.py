@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ def huggingface_model(
             f"{name_or_path} asks for the attention {attention!r}, which cannot be recomputed at will: set"
             f" attn_implementation in its config.json to one of {', '.join(SAFE_ATTENTION)}."
         )
+    _keep_angles(model)
     model.loaded_from = _loaded_from(name_or_path, revision)
     model.register_forward_pre_hook(_refusal(model), with_kwargs=True)
     return model.eval().requires_grad_(False)
@@ -170,6 +172,28 @@ def _cached_commit(name: str, revision: str | None) -> str | None:
 
     path = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(path).parent.name if isinstance(path, str) else None
+
+
+class KeepsBufferTypes(nn.Module):
+    """A module whose buffers move between devices and never change their type."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            if moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+def _keep_angles(model: nn.Module) -> None:
+    """Rotary frequencies stay float32 under `.to(bfloat16)`: rounded, they would turn late positions wrongly."""
+    for module in model.modules():
+        if any(True for _ in module.buffers(recurse=False)) and not any(True for _ in module.parameters()):
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (KeepsBufferTypes, kind), {})
 
 
 def _refusal(model: Any) -> Any:

@@ -126,8 +126,14 @@ def validation_loss(model: LanguageModel, data: Tokens) -> float:
 class Looks(Callback):
     """Every so many steps and after the last: both losses into the CSV and on the screen, and a checkpoint."""
 
-    def __init__(self, *, every: int, folder: Path) -> None:
-        self.every, self.folder = every, folder
+    def __init__(self, *, every: int, folder: Path, first_step: int) -> None:
+        self.every, self.folder, self.saved = every, folder, first_step
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            rank_zero_info(
+                f"Pretraining stopped after step {trainer.global_step}; the same command goes on from step {self.saved}"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
@@ -149,6 +155,7 @@ class Looks(Callback):
         trainer.logger.log_metrics({"train": train, "validation": validation}, step=step)
         trainer.logger.write()
         trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
+        self.saved = step
         for old in checkpoints_by_step(self.folder)[KEPT:]:
             old.unlink()
 
@@ -178,8 +185,9 @@ def pretrain(
     checkpoint = latest_checkpoint(workspace) if checkpoints_by_step(workspace) else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     table = workspace / "losses.csv"
-    if checkpoint is not None:
-        rank_zero_info(f"Pretraining goes on from step {first_step} of {training.steps}, with {checkpoint}")
+    size = sum(p.numel() for p in training.model.parameters())
+    start = "" if checkpoint is None else f", from step {first_step}"
+    rank_zero_info(f"Pretraining {size:,} parameters for {training.steps} steps{start}; checkpoints are in {workspace}")
     with quiet_lightning():
         trainer = Trainer(
             max_steps=training.steps,
@@ -189,7 +197,7 @@ def pretrain(
             # Also under torchrun or Slurm, a target is trained by each process alone.
             plugins=[LightningEnvironment(), AtomicCheckpointIO()],
             logger=MetricsCSV(path=table, first_step=first_step),
-            callbacks=[Looks(every=eval_every, folder=workspace)],
+            callbacks=[Looks(every=eval_every, folder=workspace, first_step=first_step)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
