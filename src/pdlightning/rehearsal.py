@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from lightning import LightningDataModule
 from torch import nn
 
 from pdlightning.build import Config, build_data, build_decomposition, build_evaluation
 from pdlightning.config import ConfigError, suggest
+from pdlightning.data import Tokens, check_context, check_vocabulary
 from pdlightning.finetune import Start
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.observation import observe
@@ -34,6 +36,7 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
     evaluation.prepare(decomposition)
     decomposition.set_progress(0)
     data = build_data(config)
+    check_tokens(data, target)
     batch = next(iter(data.val_dataloader()))
     step = torch.tensor(-1, dtype=torch.int32)
     quick = {name: metric for name, metric in evaluation.metrics.items() if isinstance(metric, Evaluation)}
@@ -78,6 +81,18 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
                 raise
     decomposition.model.restore()
     check_objective(config["objective"], measured, later=list(evaluation.slow_metrics))
+
+
+def check_tokens(data: LightningDataModule, target: nn.Module) -> None:
+    """Tokens must be those of the model, in rows it can take; what the target does not say of itself is not checked."""
+    if not isinstance(data, Tokens):
+        return
+    known = getattr(target, "config", target)  # of transformers, or one of ours
+    if isinstance(vocabulary := getattr(known, "vocab_size", None), int):
+        check_vocabulary(data, vocabulary)
+    context = getattr(known, "max_position_embeddings", None) or getattr(known, "n_ctx", None)
+    if isinstance(context, int):
+        check_context(data, context)
 
 
 def check_objective(objective: str, measured: set[str], *, later: list[str]) -> None:

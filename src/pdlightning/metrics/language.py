@@ -66,19 +66,22 @@ class CEandKL(Evaluation):
     def update(self, observation: Observation) -> None:
         self.check(observation)
         labels = next_tokens(observation.batch)
-        clean = observation.clean.output
         for i, masking in enumerate(MASKINGS):
-            masks = self.masks(masking, observation)
-            # No graph outlives a masking, and only one output besides the clean one is there at a time.
-            output = observation.model.masked(
-                observation.batch, masks.masks, delta_masks=masks.delta_masks, clean=observation.clean
-            ).output.detach()
-            self.kl[i] += kl_pair(clean, output)[0]
-            self.ce[i] += cross_entropy_pair(output, labels)[0]
-        total, count = cross_entropy_pair(clean, labels)
+            kl, ce = self.sums(masking, observation, labels)
+            self.kl[i] += kl
+            self.ce[i] += ce
+        total, count = cross_entropy_pair(observation.clean.output, labels)
         self.ce_target += total
         self.labels += count
         self.positions += labels.numel()
+
+    def sums(self, masking: str, observation: Observation, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """KL and CE summed over a batch. The logits of one masking are gone before those of the next are made."""
+        masks = self.masks(masking, observation)
+        output = observation.model.masked(
+            observation.batch, masks.masks, delta_masks=masks.delta_masks, clean=observation.clean
+        ).output
+        return kl_pair(observation.clean.output, output)[0], cross_entropy_pair(output, labels)[0]
 
     def masks(self, masking: str, observation: Observation) -> Masks:
         lower, term, sites = observation.ci.lower, self.term, observation.sites
