@@ -145,7 +145,7 @@ def make_ours(case: str, precision: str, *, compile: bool):
         for name, loss in pd.terms.items():
             loss.update(pairs[name])
         total.backward()
-        pd.on_after_backward()
+        pd.on_before_optimizer_step(torch_optimizer)
         pd.configure_gradient_clipping(torch_optimizer)
         torch_optimizer.step()
         taken += 1

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import naive
 from parity import (
+    CI_FUNCTIONS,
     COMPARISONS,
     ROUTINGS,
     SEED,
@@ -37,7 +38,6 @@ from pdlightning.metrics import (
     MergedReconstructionLoss,
     ReconstructionLoss,
 )
-from pdlightning.modules import SharedMLP
 from pdlightning.optimization import AdamW
 from pdlightning.schedules import Schedule
 
@@ -102,7 +102,9 @@ def config_of(names: list[str]) -> dict[str, naive.Config]:
     return {name: COMMON | TERMS[name] for name in names}
 
 
-def decomposition(terms: dict[str, naive.Config], data: str = "vectors", **arguments: Any) -> ParameterDecomposition:
+def decomposition(
+    terms: dict[str, naive.Config], data: str = "vectors", *, ci: str = "shared_mlp", **arguments: Any
+) -> ParameterDecomposition:
     target, sites = {"vectors": (vectors_chain, VECTOR_SITES), "tokens": (tokens_chain, TOKEN_SITES)}[data]
     losses = {
         "faithfulness": FaithfulnessLoss(coeff=1.5),
@@ -111,7 +113,7 @@ def decomposition(terms: dict[str, naive.Config], data: str = "vectors", **argum
     }
     settings = AdamW(lr=2e-2, clip=0.3)
     return ParameterDecomposition(
-        target=target(), sites=sites, ci_fn=SharedMLP(hidden=[3]), losses=losses, components_optimizer=settings,
+        target=target(), sites=sites, ci_fn=CI_FUNCTIONS[ci](hidden=[3]), losses=losses, components_optimizer=settings,
         ci_optimizer=settings, seed=SEED, **arguments,
     )  # fmt: skip
 

@@ -1147,7 +1147,8 @@ def next_token_ce(tokens: Tensor, logits: Float[Tensor, "*rows sequence vocab"])
 def ce_and_kl(target: Target, tokens: Tensor, lower: PerSite, draws: Draws, term: str, threshold: float) -> Config:
     """E2: {"ce_target", and kl, ce, ce_difference and ce_unrecovered of each masking}."""
     clean, results = clean_forward(target, tokens)["output"], {}
-    target = {**target, "sites": {s: {**x, "V": x["V"].detach(), "U": x["U"].detach()} for s, x in target["sites"].items()}}
+    sites = {s: {**x, "V": x["V"].detach(), "U": x["U"].detach()} for s, x in target["sites"].items()}
+    target = {**target, "sites": sites}
     ce_target = float(value(next_token_ce(tokens, clean)))
     for masking in ("zero", "ci", "unmasked", "stochastic", "random", "rounded"):
         masks, deltas = masks_of(masking, draws, target["sites"], term, lower, threshold)

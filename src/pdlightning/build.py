@@ -28,7 +28,12 @@ BOUND = ("target", "data", "pd", "metric")
 def validate_config(config: Config) -> None:
     """Check every setting, and bind every `_target_` of the parts, before any of them is built (design decision 6)."""
     check_settings(config)
-    problems = []
+    problems = [
+        f"loss.{name}: settings ({', '.join(loss)}) of a loss that is not among those chosen: add it to loss=[...], or"
+        f" drop them with '~loss.{name}'."
+        for name, loss in config["loss"].items()
+        if "_target_" not in loss
+    ]
     for part, path in (*((config[part], part) for part in BOUND), (config["logging"]["loggers"], "logging.loggers")):
         try:
             validate(part, allow=config["allow"], path=path)
@@ -82,7 +87,7 @@ def changed(config: Config, *, check: Any) -> dict[str, Any]:
 
 
 def unchecked(model: nn.Module, data: LightningDataModule) -> CheckResult:
-    return CheckResult(True, "NOT CHECKED (check_target=false): it may have dropped features", {})
+    return CheckResult(True, "NOT CHECKED (check_target=false): it may not be worth decomposing", {})
 
 
 def make_target(config: Config, source: Recipe | nn.Module) -> Target:

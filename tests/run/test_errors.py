@@ -58,6 +58,10 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ((*FAST, "seed=1.5"), "seed: expected int, got 1.5"),
         ((*FAST, "logging.progress=5"), "logging.progress: expected bool, got 5"),
         ((*FAST, "objective=eval/loss/totl"), "is not measured by this run; did you mean 'eval/loss/total'?"),
+        (
+            (*FAST, "loss=[faithfulness,importance_minimality,stochastic_recon]"),
+            "loss.stochastic_recon_layerwise: settings (source) of a loss that is not among those chosen",
+        ),
         ((*FAST, "pd.squash=leaky"), "squash='leaky' lets ci fall below 0"),
         ((*FAST, "logging.eval_every=0"), "logging.eval_every must be at least 1, got 0"),
         ((*FAST, "logging.slow_eval_every=4"), "must be a multiple of eval_every, got 4 and 3: 3 would fit"),
