@@ -52,7 +52,8 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d, d, bias=bias) for _ in range(4))
 
     def forward(self, x: Float[Tensor, "batch sequence d"]) -> Float[Tensor, "batch sequence d"]:
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in projections)
         z = F.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=self.causal)
         return self.o_proj(z.transpose(1, 2).flatten(2))
 
@@ -205,7 +206,7 @@ class PlainLanguageStep:
 
     def step(self, tokens: Int[Tensor, "batch sequence"]) -> dict[str, float]:
         losses = self.losses(tokens)
-        coeffs = dict(faithfulness=1e7, importance_minimality=2e-4, stochastic_recon_subset=0.5, persistent_pgd_recon=0.5)
+        coeffs = dict(zip(losses, (1e7, 2e-4, 0.5, 0.5), strict=True))
         losses["total"] = torch.stack([coeffs[name] * loss for name, loss in losses.items()]).sum()
         self.optimizer.zero_grad()
         losses["total"].backward()

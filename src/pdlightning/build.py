@@ -81,7 +81,8 @@ def build_target(config: Config) -> Recipe | nn.Module:
 
 def changed(config: Config, *, check: Any) -> dict[str, Any]:
     """What the settings beside a recipe change in it, with `check` in the place of a check that is switched off."""
-    target_steps = config.get("target_steps")  # a run stored before it existed does not have it
+    # A run stored before it existed does not have it.
+    target_steps = config["target_steps"] if "target_steps" in config else None  # noqa: SIM401
     steps = {} if target_steps is None else {"steps": target_steps}
     return steps if config["check_target"] else {**steps, "check": check}
 

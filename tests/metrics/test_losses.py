@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import naive
@@ -19,6 +20,7 @@ from parity import (
     oracle_config,
     oracle_of,
 )
+from torch import nn
 
 from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, Loss, SmoothL0Loss
 from pdlightning.modules import ComponentModel
@@ -151,12 +153,6 @@ def test_a_loss_is_measured_once_per_update_and_resets() -> None:
     copy.deepcopy(loss)
 
 
-def test_states_stay_in_single_precision_in_a_half_precision_model() -> None:
-    torch.set_default_dtype(torch.float32)
-    loss = FaithfulnessLoss(coeff=1.0).bfloat16()
-    assert loss.sum.dtype == torch.float32
-
-
 def test_scheduled_coefficients_weigh_the_total_as_in_the_oracle() -> None:
     schedule = {"start": 2.0, "kind": "linear", "warmup_frac": 0.5, "final_frac": 0.0}
     loss = FaithfulnessLoss(coeff=Schedule(**schedule))  # type: ignore[arg-type]
@@ -181,3 +177,17 @@ def test_scheduled_coefficients_weigh_the_total_as_in_the_oracle() -> None:
 def test_impossible_losses_are_refused(make: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize("convert", [lambda m: m.to(torch.bfloat16), lambda m: m.bfloat16()], ids=["to", "bfloat16"])
+def test_states_and_schedules_keep_their_precision(convert: Callable[[nn.Module], nn.Module]) -> None:
+    """As in a module of precision bf16-true."""
+    torch.set_default_dtype(torch.float32)
+    loss = FaithfulnessLoss(coeff=Schedule(start=1.003, kind="constant"))
+    convert(nn.ModuleDict({"faithfulness": loss}))
+    loss.set_progress(0, 2)
+    loss.update((torch.tensor(1.003), 1))
+    assert loss.compute().item() == pytest.approx(1.003, abs=1e-6)
+    assert float(loss.coeff.now) == pytest.approx(1.003, abs=1e-6)
+    loss.reset()
+    assert loss.sum.dtype == torch.float32

@@ -37,7 +37,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "Choose an experiment, such as experiment=tms_5-2 (there are: induction, resid_mlp1,"),
+        ((), "Choose an experiment, such as experiment=tms_5-2 (there are: gpt2, induction, llama3_8b-l18,"),
         (("experiment=tms_52",), "experiment=tms_52: there is no such experiment; did you mean 'tms_5-2'?"),
         ((*FAST, "seeed=3"), "there is no 'seeed' at the top level; did you mean 'seed'?"),
         ((*FAST, "ci_fn=shared_mpl"), "there is no such ci_fn; did you mean 'shared_mlp'?"),

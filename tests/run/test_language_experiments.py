@@ -23,7 +23,8 @@ def language_experiments() -> list[str]:
 
     def follows(name: str) -> bool:
         defaults = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text()).get("defaults", [])
-        return {"/recipe": "language_model"} in defaults or any(follows(d) for d in defaults if isinstance(d, str) and d in names)
+        bases = [d for d in defaults if isinstance(d, str) and d in names]
+        return {"/recipe": "language_model"} in defaults or any(map(follows, bases))
 
     names = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
     return sorted(name for name in names if follows(name))

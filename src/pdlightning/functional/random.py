@@ -124,6 +124,6 @@ class KeyedRandom:
         return hash_uniform(self.a.unsqueeze(-1), self.b.unsqueeze(-1), column)
 
     def normal(self, size: int, *name: str) -> Tensor:
-        """N(0, 1), `[*leading, size]`: sqrt(-2 log(1 - u)) cos(2 pi v) of the draws u `(*name, "radius")`, v `"angle"`."""
+        """N(0, 1), `[*leading, size]`: sqrt(-2 log(1 - u)) cos(2 pi v), u and v drawn as "radius" and "angle"."""
         radius = (-2 * torch.log1p(-self.uniform(size, *name, "radius"))).sqrt()
         return radius * torch.cos(2 * torch.pi * self.uniform(size, *name, "angle"))

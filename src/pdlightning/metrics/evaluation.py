@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from pdlightning import functional as pf
+from pdlightning.metrics.states import FullPrecisionMetric
 from pdlightning.modules.ci import site_key
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
@@ -25,14 +25,13 @@ class Page(str):
     """One self-contained HTML file; an evaluation draws it as it draws a figure."""
 
 
-class Evaluation(Metric):
+class Evaluation(FullPrecisionMetric):
     """Updated with observations of the evaluation batches; `compute` gives named numbers, or what it `draws`.
 
     An empty name stands for the evaluation itself: `{"": x}` is logged under the key the evaluation has. `decode` turns
     neighbouring token ids into the text of each; None where the data are no text.
     """
 
-    full_state_update = False
     needs_outputs = False
     draws = False
     decode: Callable[[Sequence[int]], list[str]] | None = None

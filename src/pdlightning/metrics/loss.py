@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from pdlightning.functional.losses import Pair
+from pdlightning.metrics.states import FullPrecisionMetric
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
 from pdlightning.schedules import Scheduled, Value
 
 
-class Loss(Metric):
+class Loss(FullPrecisionMetric):
     """A differentiable (sum, count) of an observation, accumulated as a metric; the value is sum / count (spec R4).
 
     Subclasses write `measure`. Training differentiates its result and hands it to `update`; evaluation calls `update`
@@ -25,7 +25,6 @@ class Loss(Metric):
         coeff: factor in the total loss, a number or a schedule; 0 means measured but not trained (spec L1).
     """
 
-    full_state_update = False  # True would measure, and attack, twice in every forward
     is_differentiable = True
     needs_outputs = False
     sum: Tensor
