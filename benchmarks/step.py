@@ -5,7 +5,8 @@
     python benchmarks/step.py --cases lm --steps 1 --precision bf16
 
 Every variant runs in a process of its own with the same allocator environment; the variants take turns, so that a
-noisy neighbour hits all of them; medians over the rounds. CPU time stands beside wall time.
+noisy neighbour hits all of them; medians over the rounds. CPU time stands beside wall time. The peak is of resident
+memory, beyond what the process held before the model was built; a compiler works in the same process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -158,6 +160,9 @@ def serve(variant: str, case: str, threads: int, steps: int, precision: str) -> 
     import torch
 
     torch.set_num_threads(threads)
+    if variant != "plain":
+        import pdlightning.decomposition  # noqa: F401 -- its imports are not what is measured
+    before = resident()
     compiled = variant == "compiled"
     step = make_plain(case, precision) if variant == "plain" else make_ours(case, precision, compile=compiled)
     for _ in range(5):
@@ -167,13 +172,21 @@ def serve(variant: str, case: str, threads: int, steps: int, precision: str) -> 
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
-        print(json.dumps([(time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps]), flush=True)
+        took = (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        print(json.dumps([1e3 * took[0], 1e3 * took[1], peak]), flush=True)
+
+
+def resident() -> float:
+    """MB of memory that this process holds now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
 def measure(
     case: str, threads: int, variants: list[str], rounds: int, steps: int, precision: str
-) -> dict[str, tuple[float, float]]:
-    """Median (wall, CPU) milliseconds per step of each variant; the variants take turns within every round."""
+) -> dict[str, tuple[float, ...]]:
+    """Median (wall ms, CPU ms, peak MB) per step of each variant; the variants take turns within every round."""
     children = {}
     environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     for variant in variants:
@@ -192,7 +205,7 @@ def measure(
     for child in children.values():
         child.stdin.close()
         child.wait()
-    return {v: tuple(1e3 * statistics.median(column) for column in zip(*t, strict=True)) for v, t in taken.items()}
+    return {v: tuple(statistics.median(column) for column in zip(*t, strict=True)) for v, t in taken.items()}
 
 
 def main() -> None:
@@ -214,14 +227,16 @@ def main() -> None:
         f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores,"
         f" {arguments.precision}, load {os.getloadavg()[0]:.1f}"
     )
-    print(f"{'case':<12} {'threads':>7} {'variant':<9} {'wall ms':>9} {'CPU ms':>9} {'x wall':>7} {'x CPU':>7}")
+    print(
+        f"{'case':<12} {'threads':>7} {'variant':<9} {'wall ms':>9} {'CPU ms':>9} {'x wall':>7} {'x CPU':>7} {'peak MB':>8}"
+    )
     for case in arguments.cases:
         for threads in arguments.threads:
             result = measure(case, threads, variants, arguments.rounds, arguments.steps, arguments.precision)
-            plain_wall, plain_cpu = result["plain"]
-            for variant, (wall, cpu) in result.items():
+            plain_wall, plain_cpu, _ = result["plain"]
+            for variant, (wall, cpu, peak) in result.items():
                 row = f"{case:<12} {threads:>7} {variant:<9} {wall:>9.2f} {cpu:>9.2f}"
-                print(f"{row} {plain_wall / wall:>7.2f} {plain_cpu / cpu:>7.2f}", flush=True)
+                print(f"{row} {plain_wall / wall:>7.2f} {plain_cpu / cpu:>7.2f} {peak:>8.0f}", flush=True)
 
 
 if __name__ == "__main__":

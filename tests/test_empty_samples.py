@@ -58,6 +58,29 @@ def test_only_as_many_samples_as_differ_meet_the_ci_function() -> None:
     assert seen == [4]
 
 
+class Pairs(nn.Module):
+    """Makes a row of its own of every two features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.reshape(-1, 2))
+
+
+def test_a_target_may_make_other_rows_of_the_samples() -> None:
+    recon = ReconstructionLoss(coeff=1.0, source=Uniform(), routing=AllSites(), comparison=OutputMSE())
+    pd = ParameterDecomposition(
+        target=Pairs().requires_grad_(False), sites={"linear": 4}, ci_fn=SharedMLP(hidden=[3]), losses={"recon": recon}
+    )
+    batch = torch.zeros(3, 4)
+    batch[2, 1] = 1.0
+    step = torch.tensor(0, dtype=torch.int32)
+    short, whole = pd.compute_step(batch, step), pd._compute_step(batch[[2, 0, 1]], step, None, None)
+    assert short.ci_lower["linear"].shape == (6, 4) and short.total == whole.total > 0
+
+
 def test_order_and_count() -> None:
     found = empty_last(torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 0.0], [float("nan"), 0.0]]))
     assert found is not None and found[0].tolist() == [1, 3, 0, 2] and found[1] == 3

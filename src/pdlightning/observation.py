@@ -86,8 +86,8 @@ def observe(
     many samples come before the copies of the last of them.
     """
     clean = model.clean(batch, outputs=outputs)
-    if distinct is not None and rows is not None and any(len(x) != len(rows) for x in clean.inputs.values()):
-        distinct = None  # somewhere a row is not a sample
+    if rows is not None and any(len(x) != len(rows) for x in clean.inputs.values()):
+        rows = distinct = None  # the target has made other rows of the samples
     ci = model.causal_importances(clean, distinct=distinct)
     leading = next(iter(ci.logits.values())).shape[:-1]
     if not leading:
