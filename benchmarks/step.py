@@ -227,9 +227,8 @@ def main() -> None:
         f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores,"
         f" {arguments.precision}, load {os.getloadavg()[0]:.1f}"
     )
-    print(
-        f"{'case':<12} {'threads':>7} {'variant':<9} {'wall ms':>9} {'CPU ms':>9} {'x wall':>7} {'x CPU':>7} {'peak MB':>8}"
-    )
+    heads = f"{'case':<12} {'threads':>7} {'variant':<9} {'wall ms':>9} {'CPU ms':>9} {'x wall':>7} {'x CPU':>7}"
+    print(f"{heads} {'peak MB':>8}")
     for case in arguments.cases:
         for threads in arguments.threads:
             result = measure(case, threads, variants, arguments.rounds, arguments.steps, arguments.precision)
