@@ -15,11 +15,10 @@ from pdlightning.modules.batches import empty_last
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def decomposition(ci_fn: ScalarMLP | SharedMLP) -> ParameterDecomposition:
+def decomposition(ci_fn: ScalarMLP | SharedMLP, *, compile: bool = False) -> ParameterDecomposition:
     torch.manual_seed(0)
-    target = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 5)).requires_grad_(
-        False
-    )  # biases: inputs differ from 0
+    # The biases make the inputs of the second site differ from 0.
+    target = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 5)).requires_grad_(False)
     return ParameterDecomposition(
         target=target,
         sites={"0": 7, "2": 6},
@@ -29,6 +28,7 @@ def decomposition(ci_fn: ScalarMLP | SharedMLP) -> ParameterDecomposition:
             "hidden": ReconstructionLoss(coeff=0.3, source=Uniform(), routing=EachSite(), comparison=HiddenMSE()),
             "importance": ImportanceMinimalityLoss(coeff=1e-2, p=0.8, beta=0.5),
         },
+        compile=compile,
     )
 
 
@@ -48,6 +48,17 @@ def test_the_step_is_that_of_the_whole_batch(ci_fn: type[ScalarMLP | SharedMLP],
         torch.testing.assert_close(short.pairs[name][0], value, rtol=1e-12, atol=1e-14)
     for ours, theirs in zip(gradients(pd, short.total), gradients(pd, whole.total), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_a_compiled_step_takes_batches_of_every_filling() -> None:
+    torch._dynamo.reset()
+    eager, compiled = decomposition(SharedMLP(hidden=[4])), decomposition(SharedMLP(hidden=[4]), compile=True)
+    compiled.compiled_step = torch.compile(compiled._compute_step, backend="aot_eager")
+    step = torch.tensor(3, dtype=torch.int32)
+    for filled in (12, 4, 0, 11, 1, 6):
+        batch = torch.zeros(12, 5)
+        batch[:filled] = torch.rand(filled, 5)
+        torch.testing.assert_close(compiled.compute_step(batch, step).total, eager.compute_step(batch, step).total)
 
 
 def test_only_as_many_samples_as_differ_meet_the_ci_function() -> None:
@@ -84,6 +95,7 @@ def test_a_target_may_make_other_rows_of_the_samples() -> None:
 def test_order_and_count() -> None:
     found = empty_last(torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 0.0], [float("nan"), 0.0]]))
     assert found is not None and found[0].tolist() == [1, 3, 0, 2] and found[1] == 3
+    assert empty_last(torch.tensor([[0.0, 0.0], [0.0, 2.0]])) is None, "a single empty sample shares with no other"
     assert empty_last(torch.zeros(2, 3, dtype=torch.long)) is None
     assert empty_last(torch.zeros(2, 3, 4)) is None
     assert empty_last((torch.zeros(2, 3),)) is None

@@ -128,7 +128,7 @@ class ParameterDecomposition(LightningModule):
         if self.compiled_step is None:
             return self._compute_step(batch, step, rows, differing)
         if differing is not None:
-            torch._dynamo.mark_dynamic(differing, 0)  # its length changes with every batch
+            torch._dynamo.maybe_mark_dynamic(differing, 0)  # its length changes with every batch
         if not self.primed:
             # Makes what the compiled step reads: the constants of the draws, the sources of persistent adversaries.
             with torch.no_grad():

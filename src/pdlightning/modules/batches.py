@@ -49,13 +49,15 @@ def token_ids(batch: Any) -> Tensor | None:
 
 
 def empty_last(batch: Any) -> tuple[Tensor, int] | None:
-    """(order, distinct): an order of the samples in which only the first `distinct` can differ, or None.
+    """(order, distinct): an order of the samples in which only the first `distinct` can differ.
 
     Most samples of sparse toy data are all zero, and one ci function call serves them all. Only for `[batch, features]`
-    on the CPU: elsewhere the host would have to wait for the count.
+    on the CPU: elsewhere the host would have to wait for the count. None where no two samples are all zero.
     """
     if not (isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point() and batch.device.type == "cpu"):
         return None
     filled = batch.any(dim=1)
-    order = torch.cat([filled.nonzero(), filled.logical_not().nonzero()]).squeeze(1)
-    return order, min(int(filled.sum()) + 1, len(batch))
+    distinct = int(filled.sum()) + 1
+    if distinct >= len(batch):
+        return None
+    return torch.cat([filled.nonzero(), filled.logical_not().nonzero()]).squeeze(1), distinct
