@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from pdlightning import functional as pf
 from pdlightning.functional.losses import Pair
 from pdlightning.guards import FiniteGuard
-from pdlightning.masking import PersistentPGD
+from pdlightning.masking import PersistentPGD, Source
 from pdlightning.metrics.loss import Loss
 from pdlightning.modules.batches import empty_last
 from pdlightning.modules.ci import CausalImportances, CIFunction, Squash
 from pdlightning.modules.component_model import ComponentModel, ComponentsBySite
-from pdlightning.observation import observe
+from pdlightning.observation import Observation, observe
 from pdlightning.optimization import AdamW, FaithfulnessWarmup
 
 
@@ -73,9 +73,10 @@ class ParameterDecomposition(LightningModule):
             )
         if not any(loss.trained for loss in losses.values()):
             raise ValueError(f"Every loss has coeff 0, so nothing would be trained: {', '.join(losses)}.")
-        persistent = [m for loss in losses.values() for m in loss.modules() if isinstance(m, PersistentPGD)]
-        if len({id(source) for source in persistent}) < len(persistent):
+        self.persistent = [m for loss in losses.values() for m in loss.modules() if isinstance(m, PersistentPGD)]
+        if len({id(source) for source in self.persistent}) < len(self.persistent):
             raise ValueError("Two losses share one persistent adversary: give each of them its own.")
+        self.noisy = any(m.noisy for loss in losses.values() for m in loss.modules() if isinstance(m, Source))
         self.model = ComponentModel(
             target=target, sites=sites, ci_fn=ci_fn, squash=squash, seed=seed, run_batch=run_batch, output=output
         )
@@ -151,10 +152,13 @@ class ParameterDecomposition(LightningModule):
             step=step,
             training=training,
             outputs=any(loss.needs_outputs for loss in self.terms.values()),
+            noisy=self.noisy,
             rows=rows,
             part=self.part_now if self.micro_batches > 1 else None,
             distinct=None if differing is None else len(differing),
         )
+        if training and self.persistent:
+            self.warm_up(observation)
         pairs, weighted = {}, []
         for name, loss in self.terms.items():
             with torch.set_grad_enabled(loss.trained and training):
@@ -162,6 +166,12 @@ class ParameterDecomposition(LightningModule):
             if loss.trained:
                 weighted.append(loss.coeff.now * total / count)
         return Step(torch.stack(weighted).sum(), pairs, observation.ci.lower)
+
+    @torch.compiler.disable(recursive=False)  # gradients are taken here; what is differentiated may be compiled
+    def warm_up(self, observation: Observation) -> None:
+        """Persistent sources climb, with ci, V and U as they are (spec 6 part 5)."""
+        for loss in self.terms.values():
+            loss.warm_up(observation)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.part_now.fill_(batch_idx % self.micro_batches)  # an accumulated batch has numbers for each of its samples

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ class Observation:
     training: bool
     samples: Tensor
     rows: Tensor | None = None
+    kept_noisy_lower: dict[str, Tensor] | None = None
 
     @property
     def sites(self) -> list[str]:
@@ -58,10 +58,15 @@ class Observation:
         """One draw for each sample, for all its positions."""
         return KeyedRandom.at(seed=self.random.seed, step=self.random.step, samples=samples)
 
-    @cached_property
+    @property
     def noisy_lower(self) -> dict[str, Tensor]:
-        """The lower ci that binomial sources interpolate (spec I3)."""
-        return self.model.noisy_lower(self.ci, self.random)
+        """The lower ci that binomial sources interpolate (spec I3), drawn once."""
+        if self.kept_noisy_lower is None:
+            if self.training and not any(x.requires_grad for x in self.ci.logits.values()):
+                raise RuntimeError("The noisy lower ci would have no gradient: call observe with noisy=True.")
+            with torch.set_grad_enabled(self.training):  # a term that is only measured may be the first to ask
+                self.kept_noisy_lower = self.model.noisy_lower(self.ci, self.random)
+        return self.kept_noisy_lower
 
 
 def observe(
@@ -72,6 +77,7 @@ def observe(
     step: Tensor,
     training: bool,
     outputs: bool = False,
+    noisy: bool = True,
     samples: Tensor | None = None,
     rows: Tensor | None = None,
     part: Tensor | None = None,
@@ -82,13 +88,15 @@ def observe(
     `step` is an int32 scalar tensor, negative for evaluation batches; `samples` the global index of every sample,
     int32 `[batch]`, by default 0, 1, 2, ... in the batch as it came; `rows` the places of the samples in that,
     `[batch]`, where they have been put in another order; `part` the number of this part of the global batch, an int32
-    scalar tensor, None for the whole; `outputs` whether some loss asks for the sites' clean outputs; `distinct` how
-    many samples come before the copies of the last of them.
+    scalar tensor, None for the whole; `outputs` whether some loss asks for the sites' clean outputs, `noisy` whether
+    one may train on the noisy lower ci; `distinct` how many samples come before the copies of the last of them.
     """
     clean = model.clean(batch, outputs=outputs)
     if rows is not None and any(len(x) != len(rows) for x in clean.inputs.values()):
         rows = distinct = None  # the target has made other rows of the samples
     ci = model.causal_importances(clean, distinct=distinct)
+    if not noisy:  # no gradient will come by the logits; between the parts of a compiled step it would be one of zeros
+        ci.logits = {site: logits.detach() for site, logits in ci.logits.items()}
     leading = next(iter(ci.logits.values())).shape[:-1]
     if not leading:
         raise ValueError(

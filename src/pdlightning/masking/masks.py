@@ -35,10 +35,12 @@ class Source(nn.Module):
     """Fills what ci leaves open (spec R1).
 
     Called with the observation, the name of the term (the key of its draws), the sites that are masked, and `loss`,
-    which tells an adversary the value that some masks would give. `adversarial` says whether it asks.
+    which tells an adversary the value that some masks would give. `adversarial` says whether it asks,
+    `noisy` whether it interpolates the noisy lower ci (spec I3).
     """
 
     adversarial = False
+    noisy = False
 
     def prepare(self, model: ComponentModel) -> None:
         """Called once with the model, before any observation."""
@@ -50,7 +52,7 @@ class Source(nn.Module):
         """Refuse, with a ValueError, a training of accumulated micro-batches, or of a loss scaled for float16."""
 
     def warm_up(self, observation: Observation, *, term: str, value: TermValue) -> None:
-        """Called in a training step before the term is measured (spec 6 part 5)."""
+        """Called in a training step before any term is measured (spec 6 part 5)."""
 
     def after_backward(self, *, weight: float) -> None:
         """Called after the backward of a step and before its update; `weight` is what the term was multiplied with."""

@@ -43,7 +43,7 @@ class OutputKL(Comparison):
     """KL(softmax(clean) || softmax(masked)) summed over the vocabulary, per position: `kl`."""
 
     def __call__(self, clean: Run, masked: Run) -> Pair:
-        return kl_pair(clean.output, masked.output)
+        return kl_pair(clean.output, masked.output, clean.log_normalizer)
 
 
 class HiddenMSE(Comparison):

@@ -81,7 +81,9 @@ class CEandKL(Evaluation):
         output = observation.model.masked(
             observation.batch, masks.masks, delta_masks=masks.delta_masks, clean=observation.clean
         ).output
-        return kl_pair(observation.clean.output, output)[0], cross_entropy_pair(output, labels)[0]
+        return kl_pair(observation.clean.output, output, observation.clean.log_normalizer)[0], cross_entropy_pair(
+            output, labels
+        )[0]
 
     def masks(self, masking: str, observation: Observation) -> Masks:
         lower, term, sites = observation.ci.lower, self.term, observation.sites

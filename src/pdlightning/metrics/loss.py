@@ -55,6 +55,9 @@ class Loss(FullPrecisionMetric):
     def check_training(self, *, micro_batches: int, loss_scaled: bool) -> None:
         """Refuse, with a ValueError, a training of accumulated micro-batches, or of a loss scaled for float16."""
 
+    def warm_up(self, observation: Observation) -> None:
+        """Called in a training step before any term is measured: persistent adversaries climb (spec 6 part 5)."""
+
     def after_backward(self) -> None:
         """Called after the backward of a step and before its update: adversaries climb (spec 6 part 8)."""
 

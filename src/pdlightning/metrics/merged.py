@@ -57,28 +57,37 @@ class MergedReconstructionLoss(ReconstructionLoss):
             raise ValueError("MergedReconstructionLoss makes one forward; EachSite is a routing of many.")
         self.p, self.stochastic, self.stochastic_routing = p, stochastic, stochastic_routing
 
+    def warm_up(self, observation: Observation) -> None:
+        value = self.value_of(observation)
+        self.source.warm_up(
+            observation, term=self.term, value=lambda key, masks: ratio(value(key, masks, others_constant=True))
+        )
+
     def measure(self, observation: Observation) -> Pair:
+        value = self.value_of(observation)
+
+        def attacked(sites: list[str]) -> Masks:
+            def loss(masks: Masks) -> Tensor:
+                return ratio(value(self.term, lambda _: masks, others_constant=True))
+
+            return self.source(observation, term=self.term, sites=sites, loss=loss)
+
+        return value(self.term, attacked, others_constant=False)
+
+    def value_of(self, observation: Observation) -> Callable[..., Pair]:
+        """(key of the adversary's routing, sites -> its masks, are the masks of the others constant) -> the term."""
         chance = observation.random_of(observation.samples).uniform(1, self.term, "adversarial")
         adversarial = (chance < self.p).reshape(-1, *(1,) * (len(observation.leading) - 1))
         others_route = only_route(self.stochastic_routing, observation, self.term)
         others = self.stochastic(observation, term=self.term, sites=others_route.sites, loss=no_loss)
 
-        def pair(key: str, masks_of: Callable[[list[str]], Masks], others: Masks) -> Pair:
+        def value(key: str, masks_of: Callable[[list[str]], Masks], *, others_constant: bool) -> Pair:
             route = only_route(self.routing, observation, key)
-            route, masks = merge(adversarial, (route, masks_of(route.sites)), (others_route, others))
-            return compare_masked(observation, route, masks, self.comparison)
+            other = (others_route, others.detach() if others_constant else others)
+            merged, masks = merge(adversarial, (route, masks_of(route.sites)), other)
+            return compare_masked(observation, merged, masks, self.comparison)
 
-        def value(key: str, masks_of: Callable[[list[str]], Masks]) -> Tensor:
-            return ratio(pair(key, masks_of, others.detach()))
-
-        def attacked(sites: list[str]) -> Masks:
-            return self.source(
-                observation, term=self.term, sites=sites, loss=lambda masks: value(self.term, lambda _: masks)
-            )
-
-        if observation.training:
-            self.source.warm_up(observation, term=self.term, value=value)
-        return pair(self.term, attacked, others)
+        return value
 
 
 def only_route(routing: Routing, observation: Observation, key: str) -> Route:

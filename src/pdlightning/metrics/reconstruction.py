@@ -61,18 +61,19 @@ class ReconstructionLoss(Loss):
         if self.trained and self.coeff.number != 0:
             self.source.after_backward(weight=self.coeff.number)
 
-    def measure(self, observation: Observation) -> Pair:
+    def warm_up(self, observation: Observation) -> None:
         def value(key: str, masks: Callable[[list[str]], Masks]) -> Tensor:
             return ratio(self.over_routes(observation, key, lambda route: masks(route.sites)))
 
+        self.source.warm_up(observation, term=self.term, value=value)
+
+    def measure(self, observation: Observation) -> Pair:
         def masks(route: Route) -> Masks:
             def loss(masks: Masks) -> Tensor:
                 return ratio(compare_masked(observation, route, masks, self.comparison))
 
             return self.source(observation, term=self.term, sites=route.sites, loss=loss)
 
-        if observation.training:
-            self.source.warm_up(observation, term=self.term, value=value)
         return self.over_routes(observation, self.term, masks)
 
     def over_routes(self, observation: Observation, key: str, masks: Callable[[Route], Masks]) -> Pair:

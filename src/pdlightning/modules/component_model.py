@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from pdlightning.functional.kl import log_normalizer
 from pdlightning.functional.random import KeyedRandom
 from pdlightning.modules.batches import default_output, default_run_batch
 from pdlightning.modules.ci import SQUASHINGS, CausalImportances, CIFunction, CIShape, Squash, site_key
@@ -28,6 +29,14 @@ class Run:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     products: dict[str, Products]
+    kept_normalizer: Tensor | None = None
+
+    @property
+    def log_normalizer(self) -> Float[Tensor, "*leading 1"]:
+        """log sum exp of the logits that the output is, computed once for all KLs of a step."""
+        if self.kept_normalizer is None:  # functools.cached_property holds a lock, which a compiler cannot trace
+            self.kept_normalizer = log_normalizer(self.output)
+        return self.kept_normalizer
 
 
 class ComponentsBySite(nn.Module, Mapping[str, Components]):
