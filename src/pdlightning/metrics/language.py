@@ -77,13 +77,12 @@ class CEandKL(Evaluation):
 
     def sums(self, masking: str, observation: Observation, labels: Tensor) -> tuple[Tensor, Tensor]:
         """KL and CE summed over a batch. The logits of one masking are gone before those of the next are made."""
-        masks = self.masks(masking, observation)
+        masks, clean = self.masks(masking, observation), observation.clean
         output = observation.model.masked(
-            observation.batch, masks.masks, delta_masks=masks.delta_masks, clean=observation.clean
+            observation.batch, masks.masks, delta_masks=masks.delta_masks, clean=clean
         ).output
-        return kl_pair(observation.clean.output, output, observation.clean.log_normalizer)[0], cross_entropy_pair(
-            output, labels
-        )[0]
+        kl, _ = kl_pair(clean.output, output, clean.log_normalizer)
+        return kl, cross_entropy_pair(output, labels)[0]
 
     def masks(self, masking: str, observation: Observation) -> Masks:
         lower, term, sites = observation.ci.lower, self.term, observation.sites
