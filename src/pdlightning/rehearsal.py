@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning import LightningDataModule
 from torch import nn
 
 from pdlightning.build import Config, build_data, build_decomposition, build_evaluation
+from pdlightning.callbacks import Evaluate
 from pdlightning.config import ConfigError, suggest
 from pdlightning.data import Tokens, check_context, check_vocabulary
+from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.finetune import Start
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.observation import observe
@@ -20,15 +24,7 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
 
     `start` is what the decomposition starts with instead of its own initial state.
     """
-    if isinstance(source, Recipe):
-        target = source.blank(source.seed)
-        try:
-            source.data(seed=source.seed)
-        except (ValueError, TypeError) as error:
-            error.add_note("while building the config's target.data")
-            raise
-    else:
-        target = source
+    target = blank_target(source)
     decomposition = build_decomposition(config, target)
     if start is not None:
         start.check(decomposition, config)
@@ -37,50 +33,67 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
     decomposition.set_progress(0)
     data = build_data(config)
     check_tokens(data, target)
-    batch = next(iter(data.val_dataloader()))
-    step = torch.tensor(-1, dtype=torch.int32)
-    quick = {name: metric for name, metric in evaluation.metrics.items() if isinstance(metric, Evaluation)}
-    checked = {
-        f"{part}.{name}": metric
-        for part, metrics in (
-            ("loss", decomposition.terms),
-            ("metric.fast", evaluation.metrics),
-            ("metric.slow", evaluation.slow_metrics),
-        )
-        for name, metric in metrics.items()
-    }
-    measured = {f"eval/loss/{name}" for name in (*decomposition.terms, "total")}
-    measured |= {f"eval/{name}" for name, metric in evaluation.metrics.items() if name not in quick}
-    size, runtime = getattr(data, "batch_size", None), config["runtime"]
+    check_losses(config, decomposition, batch_size=getattr(data, "batch_size", None))
+    measured = try_out(config, decomposition, evaluation, next(iter(data.val_dataloader())))
+    decomposition.model.restore()
+    check_objective(config["objective"], measured, later=list(evaluation.slow_metrics))
+
+
+def blank_target(source: Recipe | nn.Module) -> nn.Module:
+    """The target without its training; a recipe's own data is built too."""
+    if not isinstance(source, Recipe):
+        return source
+    target = source.blank(source.seed)
+    try:
+        source.data(seed=source.seed)
+    except (ValueError, TypeError) as error:
+        error.add_note("while building the config's target.data")
+        raise
+    return target
+
+
+def check_losses(config: Config, decomposition: ParameterDecomposition, *, batch_size: int | None) -> None:
+    """What a loss refuses of the batches and of the precision."""
+    runtime = config["runtime"]
     for name, loss in decomposition.terms.items():
         try:
             loss.check_training(micro_batches=1, loss_scaled=runtime["precision"] == "16-mixed")
-            if isinstance(size, int):
-                loss.check_batch(size // runtime["devices"])
+            if isinstance(batch_size, int):
+                loss.check_batch(batch_size // runtime["devices"])
         except ValueError as error:
             raise ConfigError(f"loss.{name}: {error}") from error
-    with torch.no_grad():
-        try:
-            seen = observe(decomposition.model, batch, seed=config["seed"], step=step, training=False, outputs=True)
-        except (RuntimeError, IndexError) as error:
-            name = config["data"]["_target_"]
-            raise ConfigError(f"data: the target cannot take a batch of {name}: {error}") from error
-        if not seen.clean.output.isfinite().all():
-            raise ConfigError("data: the target's output for the first evaluation batch is not finite.")
-        for path, metric in checked.items():
+
+
+@torch.no_grad()
+def try_out(config: Config, decomposition: ParameterDecomposition, evaluation: Evaluate, batch: Any) -> set[str]:
+    """Show one batch to everything that would look at it; the names of the values that a run will have."""
+    step = torch.tensor(-1, dtype=torch.int32)
+    try:
+        seen = observe(decomposition.model, batch, seed=config["seed"], step=step, training=False, outputs=True)
+    except (RuntimeError, IndexError) as error:
+        name = config["data"]["_target_"]
+        raise ConfigError(f"data: the target cannot take a batch of {name}: {error}") from error
+    if not seen.clean.output.isfinite().all():
+        raise ConfigError("data: the target's output for the first evaluation batch is not finite.")
+    groups = {"loss": decomposition.terms, "metric.fast": evaluation.metrics, "metric.slow": evaluation.slow_metrics}
+    for group, metrics in groups.items():
+        for name, metric in metrics.items():
             try:
                 metric.check(seen)
             except ValueError as error:
-                raise ConfigError(f"{path}: {error}") from error
-        for name, metric in quick.items():
-            try:
-                metric.update(seen)
-                measured |= {f"eval/{name}/{part}" if part else f"eval/{name}" for part in metric.compute()}
-            except Exception as error:
-                error.add_note(f"while trying out metric.fast.{name}")
-                raise
-    decomposition.model.restore()
-    check_objective(config["objective"], measured, later=list(evaluation.slow_metrics))
+                raise ConfigError(f"{group}.{name}: {error}") from error
+    measured = {f"eval/loss/{name}" for name in (*decomposition.terms, "total")}
+    for name, metric in evaluation.metrics.items():
+        if not isinstance(metric, Evaluation):
+            measured.add(f"eval/{name}")
+            continue
+        try:
+            metric.update(seen)
+            measured |= {f"eval/{name}/{part}" if part else f"eval/{name}" for part in metric.compute()}
+        except Exception as error:
+            error.add_note(f"while trying out metric.fast.{name}")
+            raise
+    return measured
 
 
 def check_tokens(data: LightningDataModule, target: nn.Module) -> None:

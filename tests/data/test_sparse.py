@@ -1,6 +1,7 @@
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
+from recorder import Recorder
 
 from pdlightning.data import AbsoluteLabels, ResidualActivationLabels, SparseFeatures
 from pdlightning.data.sparse import ACTIVE
@@ -79,22 +80,6 @@ def test_eval_batches_are_the_same_every_time():
     assert len(loader) == len(first) == 3
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], first[1])
-
-
-class Recorder(LightningModule):
-    """Keeps the batches it is trained on."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen = []
-
-    def training_step(self, batch):
-        self.seen.append(batch)
-        return self.weight * batch.sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
 def fit(tmp_path, steps, ckpt_path=None, **options):

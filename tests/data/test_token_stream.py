@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
+from recorder import Recorder
 
 from pdlightning.checkpoints import AtomicCheckpointIO
 from pdlightning.data import ByteTokenizer, LocalFiles, Tokens
@@ -120,22 +121,6 @@ def test_a_resumed_stream_goes_on_where_it_stopped(files, stop, ranks):
         resumed.trainer = Rank(rank, ranks, step=stop)
         resumed.load_state_dict({"batch": stop, "ranks": positions})
         assert all(map(torch.equal, first_batches(resumed, 42), expected[rank][stop:]))
-
-
-class Recorder(LightningModule):
-    """Keeps the batches it is trained on."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen = []
-
-    def training_step(self, batch):
-        self.seen.append(batch)
-        return self.weight * batch.sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
 def fit(data, steps, ckpt_path=None, save_to=None):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from omegaconf import OmegaConf
+from recorder import Recorder
 
 from pdlightning.config import instantiate, to_plain, validate
 from pdlightning.data import (
@@ -189,22 +190,6 @@ def test_a_batch_that_does_not_split_over_the_ranks_is_an_error_of_setup(stories
     data.trainer = Rank(0, 3)
     with pytest.raises(ValueError, match=r"batch_size 8 .* 3 ranks"):
         data.setup()
-
-
-class Recorder(LightningModule):
-    """Keeps the batches it is trained on."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen = []
-
-    def training_step(self, batch):
-        self.seen.append(batch)
-        return self.weight * batch.sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
 @pytest.mark.filterwarnings("ignore")

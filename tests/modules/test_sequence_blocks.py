@@ -9,9 +9,10 @@ import pytest
 import torch
 from parity import assert_same, seeded
 from sequence_parity import CAUSAL, GROUPS, RECIPES, SHAPES, Recipe, alone, inputs_of, mixed, small
+from torch import Tensor
 
 from pdlightning.modules import ChunkwiseTransformer, CIFunction, CIShape, GlobalTransformer, ReverseResidual
-from pdlightning.modules.sequence_blocks import Block, SelfAttention, rms_norm, rotate
+from pdlightning.modules.sequence_blocks import AttentionSettings, Block, SelfAttention, rms_norm
 
 
 @pytest.mark.parametrize("kind", list(RECIPES))
@@ -146,9 +147,14 @@ def test_long_sequences_have_no_limit(kind: str) -> None:
     assert all(x.shape[:2] == (2, 512) and bool(x.isfinite().all()) for x in logits.values())
 
 
+def turned(x: Tensor) -> Tensor:
+    settings = AttentionSettings(n_heads=1, direction="causal", rope_base=10_000.0)
+    return SelfAttention(d_model=8, settings=settings, seed=0, name="attention").turned(x[None, None])[0, 0]
+
+
 def test_turned_queries_and_keys_know_their_distance_alone() -> None:
     q, k = torch.randn(8, dtype=torch.float64, generator=seeded(0)), torch.randn(8, generator=seeded(1)).double()
-    at = [rotate(x.expand(520, 1, 8), base=10_000.0)[:, 0] for x in (q, k)]
+    at = [turned(x.expand(520, 8)) for x in (q, k)]
     products = at[0] @ at[1].T
     assert_same(products[3:, 3:], products[:-3, :-3])
     assert_same(products.diagonal(), torch.dot(q, k).expand(520))
@@ -156,10 +162,8 @@ def test_turned_queries_and_keys_know_their_distance_alone() -> None:
 
 
 def test_a_bfloat16_query_is_turned_by_exact_angles_and_rounded_once() -> None:
-    x = torch.randn(520, 1, 8, generator=seeded(0)).bfloat16()
-    torch.testing.assert_close(
-        rotate(x, base=10_000.0).double(), rotate(x.double(), base=10_000.0), rtol=2**-8, atol=2e-3
-    )
+    x = torch.randn(520, 8, generator=seeded(0)).bfloat16()
+    torch.testing.assert_close(turned(x).double(), turned(x.double()), rtol=2**-8, atol=2e-3)
 
 
 @pytest.mark.parametrize(

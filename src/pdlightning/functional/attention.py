@@ -26,14 +26,17 @@ def split_heads(
     return x.unflatten(-1, (n_heads, -1)).transpose(-3, -2)
 
 
-def rotate(x: Float[Tensor, "*leading sequence d_head"], *, base: float) -> Float[Tensor, "*leading sequence d_head"]:
-    """RoPE in Llama's layout: at position t = 0, 1, ... the pair (x_i, x_{i + d/2}) turned by t * base^(-2i/d).
+def rotate(
+    x: Float[Tensor, "*leading sequence d_head"], *, base: float, angles: torch.dtype = torch.float32
+) -> Float[Tensor, "*leading sequence d_head"]:
+    """RoPE (Su et al. 2021): at position t the pair (x_i, x_{i + d_head/2}) turned by the angle t * base^(-2i/d_head).
 
-    The angles are float32 whatever x is, as they are in the models.
+    The angles have the type `angles`, by default float32 whatever x is, as in the models. They are made anew: as a
+    buffer they would be rounded with the module, and bfloat16 cannot tell position 256 from 257.
     """
-    frequencies = 1.0 / base ** (torch.arange(0, x.shape[-1], 2, device=x.device).float() / x.shape[-1])
-    angles = torch.arange(x.shape[-2], device=x.device).float().unsqueeze(-1) * frequencies
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    frequencies = 1.0 / base ** (torch.arange(0, x.shape[-1], 2, device=x.device).to(angles) / x.shape[-1])
+    angle = torch.arange(x.shape[-2], device=x.device).to(angles).unsqueeze(-1) * frequencies
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 

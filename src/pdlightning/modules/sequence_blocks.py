@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pdlightning.functional.attention import rotate
 from pdlightning.modules.mlp_ci import MLP
 
 NORM_EPS = 1e-6
@@ -89,22 +90,6 @@ def linear(d_in: int, d_out: int, *, seed: int, name: str) -> MLP:
     return MLP(widths=[d_in, d_out], seed=seed, name=name)
 
 
-def rotate(x: Float[Tensor, "*leading sequence head d_head"], *, base: float) -> Tensor:
-    """RoPE (Su et al. 2021): at position t, the pair (x_i, x_{i + d_head/2}) turned by the angle t * base^(-2i/d_head).
-
-    Angles are made anew, in float32 at the least: as a buffer they would be rounded with the module, and bfloat16
-    cannot tell position 256 from 257.
-    """
-    sequence, d_head = x.shape[-3], x.shape[-1]
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    t = torch.arange(sequence, dtype=dtype, device=x.device)
-    i = torch.arange(d_head // 2, dtype=dtype, device=x.device)
-    angle = t[:, None, None] * base ** (-2.0 * i / d_head)
-    cos, sin = angle.cos(), angle.sin()
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
-
-
 class SelfAttention(nn.Module):
     """W_o [softmax(q k^T / sqrt(d_head)) v] + b_o per head, with q and k turned by RoPE; q, k, v are linear in x."""
 
@@ -115,13 +100,15 @@ class SelfAttention(nn.Module):
         self.out = linear(d_model, d_model, seed=seed, name=f"{name}/out")
 
     def forward(self, x: Float[Tensor, "batch sequence d_model"]) -> Float[Tensor, "batch sequence d_model"]:
-        qkv = self.qkv(x).unflatten(-1, (3, self.settings.n_heads, -1))
-        qk, v = qkv[..., :2, :, :].flatten(-3, -2), qkv[..., 2, :, :]
-        q, k = rotate(qk, base=self.settings.rope_base).chunk(2, dim=-2)
-        z = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.settings.direction == "causal"
-        )
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.settings.n_heads, -1)).transpose(1, 3).unbind(2)
+        q, k = self.turned(q), self.turned(k)
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=self.settings.direction == "causal")
         return self.out(z.transpose(1, 2).flatten(-2))
+
+    def turned(self, x: Float[Tensor, "batch head sequence d_head"]) -> Float[Tensor, "batch head sequence d_head"]:
+        """RoPE in float32 at the least, rounded once."""
+        at_least = torch.promote_types(x.dtype, torch.float32)
+        return rotate(x.to(at_least), base=self.settings.rope_base, angles=at_least).to(x.dtype)
 
 
 class Block(nn.Module):
