@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -111,6 +112,8 @@ def without_downloads(node: Any) -> Any:
 
 
 def build_decomposition(config: Config, target: nn.Module) -> ParameterDecomposition:
+    runtime = config["runtime"]
+    cast_weights(target, runtime["target_dtype"] if "target_dtype" in runtime else None)  # noqa: SIM401
     try:
         decomposition = instantiate(config["pd"], allow=config["allow"], path="pd")(target=target)
     except (ValueError, TypeError) as error:
@@ -119,6 +122,14 @@ def build_decomposition(config: Config, target: nn.Module) -> ParameterDecomposi
         raise
     decomposition.steps = config["steps"]
     return decomposition
+
+
+def cast_weights(target: nn.Module, dtype: str | None) -> None:
+    """The parameters of a target, in place. Its buffers stay: rotary angles are ruined by rounding."""
+    if dtype is not None:
+        for parameter in target.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
 def build_data(config: Config) -> LightningDataModule:

@@ -16,6 +16,7 @@ from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.finetune import Start
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.observation import observe
+from pdlightning.runtime import mixed_precision
 from pdlightning.targets import Recipe
 
 
@@ -34,7 +35,8 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
     data = build_data(config)
     check_tokens(data, target)
     check_losses(config, decomposition, batch_size=getattr(data, "batch_size", None))
-    measured = try_out(config, decomposition, evaluation, next(iter(data.val_dataloader())))
+    with mixed_precision(config["runtime"]["precision"], torch.device("cpu")):
+        measured = try_out(config, decomposition, evaluation, next(iter(data.val_dataloader())))
     decomposition.model.restore()
     check_objective(config["objective"], measured, later=list(evaluation.slow_metrics))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pdlightning.config import flatten
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.masking.held import ascent_state
 from pdlightning.resume import CONFIG, SUMMARY
+from pdlightning.runtime import mixed_precision
 from pdlightning.storage import StorageError, load_decomposition, save_decomposition
 from pdlightning.targets import Recipe
 
@@ -83,6 +85,9 @@ class LoadedRun:
         """
         evaluation = build_evaluation(self.config)
         evaluation.prepare(self.decomposition)
+        evaluation.precision = partial(
+            mixed_precision, self.config["runtime"]["precision"], device=self.decomposition.device
+        )
         evaluation.measure_again(self.decomposition, build_data(self.config).val_dataloader(), step=self.step)
         return evaluation.latest
 

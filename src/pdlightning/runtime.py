@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ def prepare_runtime(runtime: dict[str, Any]) -> None:
         torch.set_num_threads(runtime["threads"])
     if runtime["keep_memory"] and sys.platform == "linux":
         keep_freed_memory()
+
+
+def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What the Trainer's setting does around a forward, where there is no Trainer."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def keep_freed_memory() -> None:

@@ -18,6 +18,7 @@ class Runtime:
 
     Args:
         accelerator, devices, precision: as the lightning.Trainer takes them.
+        target_dtype: of the weights of the frozen target, cast once; None: as it was made.
         compile: torch.compile the step.
         threads: of torch on the CPU, or None for its own choice.
         keep_memory: glibc keeps freed blocks.
@@ -29,6 +30,7 @@ class Runtime:
     compile: bool
     threads: int | None
     keep_memory: bool
+    target_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None  # runs stored before have none
 
     def __post_init__(self) -> None:
         at_least_one(self, "devices", *(["threads"] if self.threads is not None else []))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,11 @@ class Evaluate(Callback):
         self.batches, self.save_figure = batches, save_figure
         self.latest: dict[str, float] = {}
         self.latest_step = -1
+        self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext  # the Trainer's, where there is one
 
     def setup(self, trainer: Trainer, pl_module: ParameterDecomposition, stage: str) -> None:  # type: ignore[override]
         self.prepare(pl_module)
+        self.precision = trainer.precision_plugin.forward_context
         for metric in (*self.metrics.values(), *self.slow_metrics.values()):
             if isinstance(metric, Evaluation):
                 metric.decode = getattr(trainer.datamodule, "decode", None)  # type: ignore[attr-defined]
@@ -123,7 +125,7 @@ class Evaluate(Callback):
             if isinstance(metric, Loss):
                 metric.set_progress(progress, pl_module.steps)
         outputs = any(metric.needs_outputs for metric in metrics.values())
-        with torch.no_grad():
+        with torch.no_grad(), self.precision():
             for index, batch in enumerate(batches):
                 observation = observe(
                     pl_module.model,

@@ -81,5 +81,6 @@ def importance_minimality_loss(
 
 
 def squared_error(clean: Float[Tensor, "*shape"], masked: Float[Tensor, "*shape"]) -> Pair:
-    """(sum of squared differences, number of elements) (spec R3 `mse`)."""
-    return (masked - clean).square().sum(), clean.numel()
+    """(sum of squared differences in at least fp32, number of elements) (spec R3 `mse`)."""
+    dtype = torch.promote_types(masked.dtype, torch.float32)
+    return (masked.to(dtype) - clean).square().sum(), clean.numel()

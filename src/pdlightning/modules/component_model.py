@@ -178,7 +178,7 @@ class ComponentModel(nn.Module):
 
     def _ci_input(self, products: Products) -> Tensor:
         reads_activation = self.ci_fn.reads == "component" or products.components.kind == "embedding"
-        return products.with_V() if reads_activation else products.x
+        return products.with_V() if reads_activation else products.components.as_components(products.x)
 
     def noisy_lower(self, ci: CausalImportances, random: KeyedRandom) -> dict[str, Tensor]:
         """The lower branch at 1.05 * x - 0.05 * u, u ~ U[0, 1]: what binomial sources interpolate (spec I3)."""

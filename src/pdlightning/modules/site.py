@@ -32,6 +32,8 @@ class Components(nn.Module):
     """The subcomponents of one site: V (d_in, C) meets the input, U (C, d_out) makes the output.
 
     V ~ N(0, 1/sqrt(d_in)), U ~ N(0, 1/sqrt(C)), standard deviations, drawn by the key (seed, path) (spec C3).
+    V and U are float32 at the least: in the bfloat16 of a target most of their updates would be lost. The output has the
+    dtype of the target.
     `target_weight` is the frozen matrix in nn.Linear's (d_out, d_in) layout, `target_bias` its bias or None.
     """
 
@@ -55,6 +57,10 @@ class Components(nn.Module):
         return (weight if self.kind == "linear" else weight.T).detach()
 
     @property
+    def target_dtype(self) -> torch.dtype:
+        return self.V.dtype if self.kind == "identity" else self.target_weight.dtype
+
+    @property
     def target_bias(self) -> Tensor | None:
         """The frozen bias as a tensor, never the target's Parameter: it is added, not trained (spec C2)."""
         bias = getattr(self._frozen[0], "bias", None) if self.kind in ("linear", "conv1d") else None
@@ -72,7 +78,11 @@ class Components(nn.Module):
 
     def activation(self, x: Tensor) -> Float[Tensor, "*leading C"]:
         """x V; for an embedding the row V[x], never a one-hot product (spec C1)."""
-        return F.embedding(x, self.V) if self.kind == "embedding" else x @ self.V
+        return F.embedding(x, self.V) if self.kind == "embedding" else self.as_components(x) @ self.V
+
+    def as_components(self, x: Tensor) -> Tensor:
+        """x in the dtype of V, where the target has another and autocast does not see to it."""
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(self.V.dtype)
 
     def target_product(self, x: Tensor) -> Float[Tensor, "*leading d_out"]:
         """x W^T with the frozen weight, without bias."""
@@ -101,6 +111,8 @@ class Components(nn.Module):
         bias = self.target_bias
         x_weight = None if delta_mask is None and route is None else products.with_weight()
         out = masked_product(products.with_V(), self.U, mask=mask, delta_mask=delta_mask, x_weight=x_weight, bias=bias)
+        if self.target_dtype != self.V.dtype:
+            out = out.to(self.target_dtype)
         if route is None or x_weight is None:
             return out
         return torch.where(route.unsqueeze(-1), out, x_weight if bias is None else x_weight + bias)
@@ -136,7 +148,7 @@ class Products:
 def _normal(*shape: int, std: float, like: Tensor | None, generator: torch.Generator) -> Tensor:
     """Drawn in float32 on the CPU whatever the target is, so that the same key gives the same start everywhere."""
     draw = torch.randn(*shape, generator=generator, dtype=torch.float32) * std
-    return draw if like is None else draw.to(device=like.device, dtype=like.dtype)
+    return draw if like is None else draw.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 @dataclass(eq=False)
