@@ -32,8 +32,8 @@ class Components(nn.Module):
     """The subcomponents of one site: V (d_in, C) meets the input, U (C, d_out) makes the output.
 
     V ~ N(0, 1/sqrt(d_in)), U ~ N(0, 1/sqrt(C)), standard deviations, drawn by the key (seed, path) (spec C3).
-    V and U are float32 at the least: in the bfloat16 of a target most of their updates would be lost. The output has the
-    dtype of the target.
+    V and U are float32 at the least: in the bfloat16 of a target most of their updates would be lost. The output
+    has the dtype of the target.
     `target_weight` is the frozen matrix in nn.Linear's (d_out, d_in) layout, `target_bias` its bias or None.
     """
 
