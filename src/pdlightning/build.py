@@ -82,9 +82,7 @@ def build_target(config: Config) -> Recipe | nn.Module:
 
 def changed(config: Config, *, check: Any) -> dict[str, Any]:
     """What the settings beside a recipe change in it, with `check` in the place of a check that is switched off."""
-    # A run stored before it existed does not have it.
-    target_steps = config["target_steps"] if "target_steps" in config else None  # noqa: SIM401
-    steps = {} if target_steps is None else {"steps": target_steps}
+    steps = {} if config["target_steps"] is None else {"steps": config["target_steps"]}
     return steps if config["check_target"] else {**steps, "check": check}
 
 
@@ -112,8 +110,7 @@ def without_downloads(node: Any) -> Any:
 
 
 def build_decomposition(config: Config, target: nn.Module) -> ParameterDecomposition:
-    runtime = config["runtime"]
-    cast_weights(target, runtime["target_dtype"] if "target_dtype" in runtime else None)  # noqa: SIM401
+    cast_weights(target, config["runtime"]["target_dtype"])
     try:
         decomposition = instantiate(config["pd"], allow=config["allow"], path="pd")(target=target)
     except (ValueError, TypeError) as error:

@@ -48,17 +48,19 @@ def run_config(config: DictConfig, folder: Path) -> float:
     check_settings(plain)  # before torch is imported
     if plain["init_from"] is not None:  # the same folder from wherever the run is looked at or resumed
         plain["init_from"] = str(Path(plain["init_from"]).expanduser().absolute())
-    from pdlightning.run import run, target_alone
+    from pdlightning.launch import run_on_ranks
 
     quiet_libraries()
     if plain["only"] == "target":
+        from pdlightning.run import target_alone
+
         target_alone(plain)
         remove_if_empty(folder)
         return 0.0
     if resume == "auto" and (earlier := unfinished_run(plain, folder.parent)) is not None:
         remove_if_empty(folder)
-        return objective(plain, run(plain, earlier, resume=True))
-    return objective(plain, run(plain, folder))
+        return objective(plain, run_on_ranks(plain, earlier, resume=True))
+    return objective(plain, run_on_ranks(plain, folder))
 
 
 def objective(config: dict[str, Any], summary: dict[str, Any]) -> float:
@@ -84,10 +86,11 @@ def go_on(folder: Path) -> None:
         print(f"{folder} has finished, there is nothing to go on with. Its results:")
         print(result_table(json.loads((folder / SUMMARY).read_text()), config))
         return
-    from pdlightning.run import run
+    from pdlightning.launch import run_on_ranks
+    from pdlightning.schema import complete
 
     quiet_libraries()
-    run(config, folder, resume=True)
+    run_on_ranks(complete(config), folder, resume=True)
 
 
 def or_a_sentence(work: Callable[[], Any], folder: Path) -> Any:
@@ -110,10 +113,11 @@ def sentence_of(error: Exception) -> str | None:
         return f"Error in the config: {error}"
     from pdlightning.callbacks import Interrupted
     from pdlightning.guards import NonFiniteError
+    from pdlightning.launch import RankError
     from pdlightning.storage import StorageError
     from pdlightning.targets import UnfitTargetError
 
-    known = (Interrupted, NonFiniteError, StorageError, UnfitTargetError)
+    known = (Interrupted, NonFiniteError, RankError, StorageError, UnfitTargetError)
     return "\n".join([str(error), *getattr(error, "__notes__", [])]) if isinstance(error, known) else None
 
 

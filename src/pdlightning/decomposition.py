@@ -20,6 +20,7 @@ from pdlightning.modules.ci import CausalImportances, CIFunction, Squash
 from pdlightning.modules.component_model import ComponentModel, ComponentsBySite
 from pdlightning.observation import Observation, observe
 from pdlightning.optimization import AdamW, FaithfulnessWarmup
+from pdlightning.ranks import gathered, means_over_ranks, own_part
 
 
 class Step(NamedTuple):
@@ -191,14 +192,42 @@ class ParameterDecomposition(LightningModule):
         values = {f"loss/{name}": loss.compute() for name, loss in self.terms.items()}
         for loss in self.terms.values():
             loss.reset()
-        values["loss/total"] = total.detach()
-        values["train/ci_l0"] = sum(pf.l0(lower, 0.0).float().mean() for lower in ci_lower.values())  # type: ignore[assignment]
+        l0 = torch.stack([pf.l0(lower, 0.0).float().mean() for lower in ci_lower.values()]).sum()
+        values["loss/total"], values["train/ci_l0"] = means_over_ranks([total.detach(), l0.to(total)])
         for name, settings in self.optimizer_settings.items():
             values[f"lr/{name}"] = torch.tensor(settings.lr_at(self.global_step, self.steps))
         self.log_dict(values, logger=False)  # for callbacks that watch a value
         # Lightning would write the row only after the checkpoint of this step, under the number of the step before.
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.global_step + 1)
+
+    def of_samples(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+        """Names in a state dict that have an axis of samples, and which: each rank holds its own samples alone."""
+        found: dict[str, int] = {}
+        for path, module in self.named_modules():
+            if isinstance(module, PersistentPGD) and module.rows is None:
+                dim = module.held_as.sample_dim
+                found |= {name: dim for name, x in state.items() if name.startswith(f"{path}.held.") and x.ndim > dim}
+        return found
+
+    def whole_state_dict(self) -> dict[str, Tensor]:
+        """The state with all samples of all ranks, the same on each of them; every rank asks at the same time."""
+        state = self.state_dict()
+        return {**state, **{name: gathered(state[name], dim=dim) for name, dim in self.of_samples(state).items()}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """All samples of all ranks: any number of ranks can go on from it."""
+        state = checkpoint["state_dict"]
+        state.update({name: gathered(state[name], dim=dim) for name, dim in self.of_samples(state).items()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        state.update({name: own_part(state[name], dim=dim) for name, dim in self.of_samples(state).items()})
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DistributedDataParallel would give every rank the buffers of the first one, and so its sources."""
+        return [name for name, _ in self.named_buffers()]
 
     def set_progress(self, step: int) -> None:
         """Bring the keys of the draws and every schedule to this step (spec 6 part 1)."""

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from pdlightning.functional.losses import Pair
 from pdlightning.modules.component_model import ComponentModel
+from pdlightning.ranks import on_any_rank
 
 
 class NonFiniteError(RuntimeError):
@@ -17,7 +18,10 @@ class NonFiniteError(RuntimeError):
 
 
 class FiniteGuard:
-    """Checks one step of a component model. The look costs one number; the search begins only when it is wrong."""
+    """Checks one step of a component model. The look costs one number; the search begins only when it is wrong.
+
+    All ranks look at the same time, and stop at the same step.
+    """
 
     def __init__(self, model: ComponentModel):
         self.model = model
@@ -25,8 +29,11 @@ class FiniteGuard:
     def check(
         self, batch: Any, total: Tensor, pairs: dict[str, Pair], ci_lower: dict[str, Tensor], *, step: int
     ) -> None:
-        if torch.isfinite(total):
+        fine = bool(torch.isfinite(total))
+        if not on_any_rank(not fine, total.device):
             return
+        if fine:
+            raise NonFiniteError(f"At step {step} the total loss of another rank is not finite; see its message.")
         inputs = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         broken = [
             *(f"parameter {name}" for name, p in self.model.named_parameters() if not p.isfinite().all()),

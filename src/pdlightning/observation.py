@@ -12,6 +12,7 @@ from torch import Tensor
 from pdlightning.functional.random import KeyedRandom
 from pdlightning.modules.ci import CausalImportances
 from pdlightning.modules.component_model import ComponentModel, Run
+from pdlightning.ranks import n_ranks, rank
 
 
 @dataclass(eq=False)
@@ -86,10 +87,10 @@ def observe(
     """Clean forward, ci, and the keys of this step (spec 6, parts 3 and 4).
 
     `step` is an int32 scalar tensor, negative for evaluation batches; `samples` the global index of every sample,
-    int32 `[batch]`, by default 0, 1, 2, ... in the batch as it came; `rows` the places of the samples in that,
-    `[batch]`, where they have been put in another order; `part` the number of this part of the global batch, an int32
-    scalar tensor, None for the whole; `outputs` whether some loss asks for the sites' clean outputs, `noisy` whether
-    one may train on the noisy lower ci; `distinct` how many samples come before the copies of the last of them.
+    int32 `[batch]`, by default 0, 1, 2, ... in the batch as it came, behind those of the ranks before; `rows` their
+    places in it, `[batch]`, where they have been put in another order; `part` the number of this part of the global
+    batch, an int32 scalar tensor, None for the whole; `outputs` whether some loss asks for the sites' clean outputs,
+    `noisy` whether one may train on the noisy lower ci; `distinct` how many samples come before the copies of the last.
     """
     clean = model.clean(batch, outputs=outputs)
     if rows is not None and any(len(x) != len(rows) for x in clean.inputs.values()):
@@ -106,6 +107,8 @@ def observe(
     if samples is None:
         in_order = rows is None
         samples = torch.arange(leading[0], dtype=torch.int32, device=clean.output.device) if in_order else rows.int()
-        samples = samples if part is None else samples + part * leading[0]
+        if n_ranks() > 1:
+            samples = samples + rank() * leading[0]
+        samples = samples if part is None else samples + part * (n_ranks() * leading[0])
     random = KeyedRandom.at(seed=seed, step=step, samples=samples, inner=tuple(leading[1:]))
     return Observation(model, batch, clean, ci, random, training, samples, rows)

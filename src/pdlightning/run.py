@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
 from lightning.fabric.utilities import rank_zero_info
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from pdlightning.build import (
     Config,
@@ -31,11 +32,13 @@ from pdlightning.config import ConfigError, instantiate
 from pdlightning.finetune import start_of
 from pdlightning.loggers import MetricsCSV
 from pdlightning.metrics.evaluation import Page
+from pdlightning.ranks import first_rank_first, rank
 from pdlightning.rehearsal import rehearse
 from pdlightning.report import goals_met, result_table
 from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.runs import export_decomposition
 from pdlightning.runtime import prepare_runtime
+from pdlightning.schema import complete
 from pdlightning.storage import StorageError, atomic_write, atomic_write_json, atomic_write_text, run_environment
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         ConfigError: before the target is trained, wherever the mistake can be known by then.
     """
     started = time.perf_counter()
+    config = complete(config)
     validate_config(config)
     checkpoint = latest_checkpoint(folder) if resume else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
@@ -80,11 +84,14 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         start = start_of(config) if checkpoint is None else None  # a checkpoint has gone on from there
         rehearse(config, source, start)
 
-    with owned(folder, resume=resume):
-        atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
-        atomic_write_json(folder / "environment.json", run_environment())
+    first = rank() == 0
+    with owned(folder, resume=resume) if first else nullcontext():
+        if first:
+            atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+            atomic_write_json(folder / "environment.json", run_environment())
         with mistakes_of_the_user():
-            target = make_target(config, source)
+            with first_rank_first():
+                target = make_target(config, source)
             decomposition = build_decomposition(config, target.model)
         if start is not None:
             start.apply(decomposition, target)
@@ -103,12 +110,14 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
             "seconds": round(time.perf_counter() - started, 2),
             "steps_per_second": round((config["steps"] - first_step) / seconds, 2),
             "solved": goals_met(config["goal"], evaluation.latest),
-            "init_from": config.get("init_from"),
+            "init_from": config["init_from"],
             "target": target.summary,
             "metrics": evaluation.latest,
         }
-        export_decomposition(folder, decomposition, config=config, target=target, summary=summary)
-        atomic_write_json(folder / SUMMARY, summary)
+        state = decomposition.whole_state_dict()
+        if first:
+            export_decomposition(folder, decomposition, state, config=config, target=target, summary=summary)
+            atomic_write_json(folder / SUMMARY, summary)
     rank_zero_info(result_table(summary, config))
     rank_zero_info(f"Everything of this run is in {folder}")
     for page in sorted((folder / "figures").glob("*.html")):
@@ -118,6 +127,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
 
 def target_alone(config: Config) -> Target:
     """Train the target of a config, or find it in the cache; says where its weights and figures are."""
+    config = complete(config)
     validate_config(config)
     prepare_runtime(config["runtime"])
     with mistakes_of_the_user():
@@ -146,6 +156,12 @@ def owned(folder: Path, *, resume: bool) -> Iterator[None]:
             (folder / ".running").unlink(missing_ok=True)
 
 
+def build_strategy(runtime: dict[str, Any]) -> Strategy | str:
+    if runtime["devices"] * runtime["nodes"] == 1:
+        return "auto"
+    return DDPStrategy(init_sync=False, gradient_as_bucket_view=True)  # all ranks make the same parameters by key
+
+
 def build_trainer(config: Config, folder: Path, evaluation: Evaluate, *, first_step: int) -> Trainer:
     logging, runtime = config["logging"], config["runtime"]
     loggers = instantiate(logging["loggers"], allow=config["allow"], path="logging.loggers")
@@ -159,6 +175,8 @@ def build_trainer(config: Config, folder: Path, evaluation: Evaluate, *, first_s
         max_steps=config["steps"],
         accelerator=runtime["accelerator"],
         devices=runtime["devices"],
+        num_nodes=runtime["nodes"],
+        strategy=build_strategy(runtime),
         precision=runtime["precision"],
         logger=[
             MetricsCSV(path=folder / "metrics.csv", first_step=first_step),

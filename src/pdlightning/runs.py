@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.masking.held import ascent_state
 from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.runtime import mixed_precision
+from pdlightning.schema import complete
 from pdlightning.storage import StorageError, load_decomposition, save_decomposition
 from pdlightning.targets import Recipe
 
@@ -36,14 +37,22 @@ TARGET = "target."
 
 
 def export_decomposition(
-    folder: Path, decomposition: ParameterDecomposition, *, config: Config, target: Target, summary: dict[str, Any]
+    folder: Path,
+    decomposition: ParameterDecomposition,
+    state: Mapping[str, Tensor],
+    *,
+    config: Config,
+    target: Target,
+    summary: dict[str, Any],
 ) -> None:
     """V, U and the ci function; the target's weights only where we trained it ourselves (design decision 7).
+
+    `state` is that of the decomposition over all ranks.
 
     Persistent sources, which the losses are measured with, come along; what only their ascents need does not.
     """
     further = ascent_state(decomposition)
-    tensors = {name: tensor for name, tensor in decomposition.state_dict().items() if name not in further}
+    tensors = {name: tensor for name, tensor in state.items() if name not in further}
     if target.folder is not None:
         decomposition.model.restore()
         tensors |= {TARGET + name: value for name, value in target.model.state_dict().items()}
@@ -103,17 +112,18 @@ def load_run(path: str | Path) -> LoadedRun:
     folder = Path(path)
     if not (folder / CONFIG).is_file():
         raise StorageError(f"{folder.absolute()} is not the folder of a run: it has no {CONFIG}.")
-    config: Config = _read(folder / CONFIG, yaml.safe_load)
+    stored: Config = _read(folder / CONFIG, yaml.safe_load)
+    config = complete(stored)
     validate_config(config)
     if not (folder / SUMMARY).is_file():
         checkpoint = latest_checkpoint(folder)
         content = AtomicCheckpointIO().load_checkpoint(checkpoint)
-        _check_same_config(folder, config, content["pdlightning_config"])
+        _check_same_config(folder, stored, content["pdlightning_config"])
         target = make_target(config, build_target(config)).model
         return _loaded(folder, config, target, content["state_dict"], checkpoint_step(checkpoint), {})
     summary = _read(folder / SUMMARY, json.loads)
     tensors, metadata = load_decomposition(folder / DECOMPOSITION)
-    _check_same_config(folder, config, metadata["config"])
+    _check_same_config(folder, stored, metadata["config"])
     weights = {name.removeprefix(TARGET): t for name, t in tensors.items() if name.startswith(TARGET)}
     state = {name: t for name, t in tensors.items() if not name.startswith(TARGET)}
     source = build_target(config)

@@ -11,13 +11,20 @@ from pdlightning.config import MISSING, ConfigError, instantiate, join
 BUILT = ("target", "data", "pd", "metric", "loss", "ci_fn", "comparison")
 """The parts of a config that are trees of `_target_`; their schema is the constructors."""
 
+ADDED = {"init_from": None, "target_steps": None}
+ADDED_TO_RUNTIME = {"target_dtype": None, "nodes": 1, "strategy": "auto"}
+"""Settings that runs stored before they existed do not have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Where and how a run computes (spec D1, class `runtime`).
 
     Args:
-        accelerator, devices, precision: as the lightning.Trainer takes them.
+        accelerator, precision: as the lightning.Trainer takes them.
+        devices: of each node, one rank on each.
+        nodes: machines.
+        strategy: how several ranks work together, or `auto`: DDP where there are several.
         target_dtype: of the weights of the frozen target, cast once; None: as it was made.
         compile: torch.compile the step.
         threads: of torch on the CPU, or None for its own choice.
@@ -30,10 +37,12 @@ class Runtime:
     compile: bool
     threads: int | None
     keep_memory: bool
-    target_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None  # runs stored before have none
+    target_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None
+    nodes: int
+    strategy: Literal["auto", "ddp"]
 
     def __post_init__(self) -> None:
-        at_least_one(self, "devices", *(["threads"] if self.threads is not None else []))
+        at_least_one(self, "devices", "nodes", *(["threads"] if self.threads is not None else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +97,20 @@ class Run:
     allow: list[str]
     goal: dict[str, dict[str, float]]
     objective: str
-    # Runs stored before these existed do not have them.
-    init_from: str | None = None
-    target_steps: int | None = None
+    init_from: str | None
+    target_steps: int | None
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps", *(["target_steps"] if self.target_steps is not None else []))
         for name, bounds in self.goal.items():
             if not bounds or not bounds.keys() <= {"min", "max"}:
                 raise ValueError(f"goal.{name}: expected min, max or both, got {bounds}.")
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what its version of the project did not know yet, as it was then."""
+    runtime = {**ADDED_TO_RUNTIME, **config["runtime"]} if isinstance(config.get("runtime"), Mapping) else None
+    return {**ADDED, **config, **({} if runtime is None else {"runtime": runtime})}
 
 
 def at_least_one(settings: Any, *names: str) -> None:

@@ -14,7 +14,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from pdlightning.checkpoints import checkpoint_step, checkpoints_by_step
 from pdlightning.decomposition import ParameterDecomposition
+from pdlightning.guards import NonFiniteError
 from pdlightning.loggers import MetricsCSV
+from pdlightning.ranks import gathered, n_ranks, on_any_rank, rank
 from pdlightning.storage import StorageError
 
 KEPT = 2  # the newest, and one more in case the newest is damaged
@@ -46,7 +48,8 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         checkpoint["pdlightning_config"] = self.config
         # Losses are logged as means since the last log, which a resumed run must go on with.
-        checkpoint["loss_sums"] = {name: (loss.sum, loss.count) for name, loss in pl_module.terms.items()}
+        sums = {name: (loss.sum, loss.count) for name, loss in pl_module.terms.items()}
+        checkpoint["loss_sums"] = {name: tuple(gathered(x[None], dim=0).sum(0) for x in s) for name, s in sums.items()}
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ParameterDecomposition, checkpoint: dict[str, Any]
@@ -54,16 +57,19 @@ class RunCheckpoint(Checkpoint):
         for name, (total, count) in checkpoint["loss_sums"].items():
             loss = pl_module.terms[name]
             loss.sum, loss.count = total.to(loss.sum), count.to(loss.count)
+            if rank() > 0:  # the sums of all ranks are with the first
+                loss.reset()
 
     def save(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:
         """Write the state after the newest step, once; the rows of metrics.csv before it, so that none is lost."""
         step = trainer.global_step
         if step in (0, self.saved):  # at 0 there is nothing that the start of a run would not do again
             return
-        if not all(tensor.isfinite().all() for tensor in pl_module.state_dict().values()):
+        broken = not all(tensor.isfinite().all() for tensor in pl_module.state_dict().values())
+        if on_any_rank(broken, pl_module.device):
             return  # an earlier checkpoint is worth more, and the next look at the loss ends the run
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
+            if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
                 logger.write()
         trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
         self.saved = step
@@ -101,14 +107,17 @@ class RunCheckpoint(Checkpoint):
         self.previous = {}
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
-        if self.interrupted:  # during the warmup or the first evaluation
+        if self.interrupted and n_ranks() == 1:  # during the warmup or the first evaluation
             raise Interrupted("Stopped before the first step, so there is nothing to go on with: start the run again.")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ParameterDecomposition, *_: Any) -> None:  # type: ignore[override]
         last = trainer.global_step == trainer.max_steps
-        if self.interrupted or last or trainer.global_step % self.every == 0:
+        # All ranks stop after the same step. On an accelerator the question makes the host wait.
+        ask = n_ranks() == 1 or pl_module.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        stopping = ask and on_any_rank(self.interrupted, pl_module.device)
+        if stopping or last or trainer.global_step % self.every == 0:
             self.save(trainer, pl_module)
-        if self.interrupted and not last:
+        if stopping and not last:
             raise Interrupted(
                 f"Stopped after step {trainer.global_step} of {trainer.max_steps}. Go on with:\n"
                 f"  python -m pdlightning resume={self.folder.parent}"
@@ -121,7 +130,9 @@ class RunCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: ParameterDecomposition, exception: BaseException) -> None:  # type: ignore[override]
         """Keep the state of the last finished step, unless the disk is what failed."""
         self.restore_signals()
-        if trainer.training and not isinstance(exception, (KeyboardInterrupt, StorageError, Interrupted)):
+        alone = n_ranks() > 1 and not isinstance(exception, NonFiniteError)  # the other ranks know nothing of it
+        known = isinstance(exception, (KeyboardInterrupt, StorageError, Interrupted))
+        if trainer.training and not known and not alone:
             self.save(trainer, pl_module)
             if self.saved > 0:
                 exception.add_note(f"The state after step {self.saved} is in {self.folder / f'step={self.saved}.ckpt'}")

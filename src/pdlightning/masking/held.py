@@ -19,6 +19,8 @@ class HeldSource(nn.Module):
 
     value: Tensor
     count: Tensor
+    sample_dim = 0
+    """The axis of the samples, where every sample has a source of its own; the count may be one for all."""
 
     def __init__(self, value: Tensor, *, moments: tuple[str, ...]):
         super().__init__()
@@ -78,6 +80,7 @@ class HeldParticles(HeldSource):
     """
 
     in_use: Tensor
+    sample_dim = 1
 
     def __init__(self, value: Tensor, *, moments: tuple[str, ...]):
         super().__init__(value, moments=moments)

@@ -16,6 +16,7 @@ from pdlightning.masking.pgd import Init
 from pdlightning.modules.ci import site_key
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
+from pdlightning.ranks import means_over_ranks, n_ranks
 
 PersistentScope = Literal["single", "per_position_shared_batch", "repeat", "per_sample_per_position"]
 Parameterisation = Literal["clamp", "sigmoid"]
@@ -292,6 +293,8 @@ def reduce_gradients(gradients: list[Tensor], *, scope: PersistentScope) -> list
     """From the gradient of a rank's term to that of the term over all ranks, which counts all their samples (spec D2).
 
     Of sources that the ranks share this is the average, and they stay identical; of sources of single samples, local to
-    their rank, the part that the rank has in it. One process has nothing to reduce.
+    their rank, the part that the rank has in it.
     """
-    return gradients
+    if scope != "per_sample_per_position":
+        return means_over_ranks(gradients)
+    return [gradient / n_ranks() for gradient in gradients] if n_ranks() > 1 else gradients

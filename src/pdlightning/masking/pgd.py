@@ -12,6 +12,7 @@ from pdlightning.functional.components import interpolate_mask
 from pdlightning.functional.random import KeyedRandom
 from pdlightning.masking.masks import Masks, Source
 from pdlightning.observation import Observation
+from pdlightning.ranks import means_over_ranks
 
 Init = Literal["random", "ones", "zeros"]
 Scope = Literal["per_position", "shared"]
@@ -99,7 +100,8 @@ class PGD(Source):
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for _, _, value in sources]
             named = [(s, what, leaf) for (s, what, _), leaf in zip(sources, leaves, strict=True)]
-            return torch.autograd.grad(loss(self.masks(observation, named, detach_ci=True)), leaves)
+            gradients = torch.autograd.grad(loss(self.masks(observation, named, detach_ci=True)), leaves)
+        return tuple(means_over_ranks(gradients)) if self.scope == "shared" else gradients
 
     def moved(
         self, sources: list[tuple[str, str, Tensor]], gradients: Sequence[Tensor]

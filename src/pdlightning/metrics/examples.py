@@ -13,6 +13,7 @@ from pdlightning.modules.batches import token_ids
 from pdlightning.modules.ci import site_key
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
+from pdlightning.ranks import n_ranks, rank
 
 if TYPE_CHECKING:  # pages and figures share a package, and numbers need no matplotlib
     from pdlightning.figures.examples import Example, Site
@@ -94,7 +95,7 @@ class TopExamples(Evaluation):
             self.of(site, "ci_sum").add_(lower.sum((0, 1)))
             self.of(site, "fired").add_((lower > self.threshold).sum((0, 1)))
             new = best_windows(ids, lower, logits, n=self.n_examples, context=self.context)
-            new["row"] += self.rows.int()
+            new["row"] += self.rows.int() * n_ranks() + rank() * len(ids)
             both = {name: torch.cat([self.of(site, name), new[name]]) for name in KEPT}
             for name, value in best_of(both, n=self.n_examples).items():
                 setattr(self, state(site, name), value)

@@ -13,6 +13,7 @@ from pdlightning.metrics.loss import Loss
 from pdlightning.modules.ci import site_key
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
+from pdlightning.ranks import n_ranks, sum_over_ranks
 from pdlightning.schedules import Scheduled, Value
 
 
@@ -71,16 +72,20 @@ class _ImportanceLoss(Loss):
         raise NotImplementedError(f"{type(self).__name__} must return phi(upper).")
 
     def measure(self, observation: Observation) -> Pair:
-        positions = observation.leading_size
+        own, upper = observation.leading_size, observation.ci.upper
+        positions = own * n_ranks()
+        sums = [self.penalty(u).flatten(0, -2).sum(0) for u in upper.values()]
+        if n_ranks() > 1:
+            sums = sum_over_ranks(torch.cat(sums)).split([len(x) for x in sums])
         values = []
-        for site, upper in observation.ci.upper.items():
-            frequency = self.penalty(upper).flatten(0, -2).sum(0) / positions
+        for site, total in zip(upper, sums, strict=True):
+            frequency = total / positions
             smooth = self.ema(site, frequency, update=observation.training) if self.ema else frequency
             values.append(
                 frequency_weighted_sum(frequency, smooth, beta=self.beta, count=self.reference_count or positions)
             )
         # Counted by positions, so that batches of unequal size weigh as they should (spec R4).
-        return torch.stack(values).sum() * positions, positions
+        return torch.stack(values).sum() * own, own
 
 
 class ImportanceMinimalityLoss(_ImportanceLoss):

@@ -18,6 +18,7 @@ from pdlightning.metrics.evaluation import Evaluation, Results
 from pdlightning.metrics.reconstruction import compare_masked
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation, observe
+from pdlightning.ranks import means_over_ranks
 
 
 class MultiBatchPGD(Evaluation):
@@ -84,15 +85,15 @@ class MultiBatchPGD(Evaluation):
             sources = self.source.start(first, term=self.term, sites=first.sites)
             for _ in range(self.source.n_steps):
                 parts = [self.gradients(observation, sources) for observation in self.observations()]
-                count = sum(n for _, n in parts)
-                sources = self.source.moved(
-                    sources, [torch.stack(g).sum(0) / count for g in zip(*(g for g, _ in parts), strict=True)]
-                )
+                count = sum(n for _, n in parts)  # as many on every rank
+                sums = [torch.stack(g).sum(0) / count for g in zip(*(g for g, _ in parts), strict=True)]
+                sources = self.source.moved(sources, means_over_ranks(sums))
             pairs = [
                 self.pair(observation, self.source.masks(observation, sources, detach_ci=True))
                 for observation in self.observations()
             ]
-        return {"": torch.stack([value for value, _ in pairs]).sum() / sum(n for _, n in pairs)}
+        (mean,) = means_over_ranks([torch.stack([value for value, _ in pairs]).sum() / sum(n for _, n in pairs)])
+        return {"": mean}
 
     def gradients(self, observation: Observation, sources: list[tuple[str, str, Tensor]]) -> tuple[list[Tensor], int]:
         """Of the sum over the elements or positions of one batch, and their number."""
