@@ -163,15 +163,20 @@ def tms_5_2(generator: Generator) -> nn.Module:
     return target.requires_grad_(False).eval()
 
 
-def resid_mlp1(generator: Generator) -> nn.Module:
-    """(h + mlp_out(relu(mlp_in(h)))) W_E^T with h = x W_E: 100 features, d 1000, 50 neurons, unit-norm rows of W_E."""
-    shapes = ((100, 1000), (50, 1000), (1000, 50))
-    E, W_in, W_out = (F.normalize(torch.randn(s, generator=generator, device=generator.device)) for s in shapes)
+def resid_mlp(generator: Generator, *, n_features: int, n_layers: int, neurons: int) -> nn.Module:
+    """h = x W_E, then h += mlp_out(relu(mlp_in(h))) per layer, then h W_E^T; d 1000, unit-norm rows of W_E."""
+    shapes = ((n_features, 1000), *((neurons, 1000), (1000, neurons)) * n_layers)
+    E, *matrices = (F.normalize(torch.randn(s, generator=generator, device=generator.device)) for s in shapes)
     linear = partial(nn.Linear, bias=False, device="meta")
-    block = Residual(OrderedDict(mlp_in=linear(1000, 50), relu=nn.ReLU(), mlp_out=linear(50, 1000)))
-    target = nn.Sequential(OrderedDict(embed=linear(100, 1000), block=block, unembed=linear(1000, 100)))
-    weights = {"embed": E.T.contiguous(), "block.mlp_in": W_in, "block.mlp_out": W_out, "unembed": E}
-    target.load_state_dict({f"{name}.weight": weight for name, weight in weights.items()}, assign=True)
+    weights, blocks = {"embed.weight": E.T.contiguous(), "unembed.weight": E}, []
+    for i in range(n_layers):
+        blocks.append(
+            Residual(OrderedDict(mlp_in=linear(1000, neurons), relu=nn.ReLU(), mlp_out=linear(neurons, 1000)))
+        )
+        weights[f"blocks.{i}.mlp_in.weight"], weights[f"blocks.{i}.mlp_out.weight"] = matrices[2 * i : 2 * i + 2]
+    parts = dict(embed=linear(n_features, 1000), blocks=nn.Sequential(*blocks), unembed=linear(1000, n_features))
+    target = nn.Sequential(OrderedDict(parts))
+    target.load_state_dict(weights, assign=True)
     return target.requires_grad_(False).eval()
 
 
@@ -193,7 +198,8 @@ RECIPES = {
         tms_5_2, partial(sparse_features, 4096, 5, 0.0, 0.05), {"linear1": 20, "linear2": 20},
         dict(batch_size=4096, ci_hidden=[16], importance_coeff=3e-3, p=1.0, lr=1e-3, schedule="cosine")),
     "resid_mlp1": Recipe(
-        resid_mlp1, partial(sparse_features, 2048, 100, -1.0, 0.01), {"block.mlp_in": 100, "block.mlp_out": 100},
+        partial(resid_mlp, n_features=100, n_layers=1, neurons=50), partial(sparse_features, 2048, 100, -1.0, 0.01),
+        {"blocks.0.mlp_in": 100, "blocks.0.mlp_out": 100},
         dict(batch_size=2048, ci_hidden=[16], importance_coeff=1e-5, p=2.0, lr=2e-3, schedule="constant")),
 }  # fmt: skip
 

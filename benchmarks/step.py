@@ -47,17 +47,16 @@ def make_plain(case: str, precision: str):
 
 
 def autocast(precision: str, function, *arguments):
-    """As Lightning's bf16-mixed does it: the whole step under autocast."""
+    """As Lightning's bf16-mixed does it: the whole step under autocast, where its first argument, the batch, is."""
     import torch
 
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(arguments[0].device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         return function(*arguments)
 
 
-def our_toy(case: str, *, compile: bool):
-    """The recipe of `plain.py` through ParameterDecomposition."""
+def our_toy(recipe, *, compile: bool, more_losses=None):
+    """A recipe of `plain.py`, and losses beside its own, through ParameterDecomposition."""
     import torch
-    from plain import RECIPES
 
     from pdlightning.decomposition import ParameterDecomposition
     from pdlightning.masking import AllSites, EachSite, Uniform
@@ -66,7 +65,6 @@ def our_toy(case: str, *, compile: bool):
     from pdlightning.optimization import AdamW
     from pdlightning.schedules import Schedule
 
-    recipe = RECIPES[case]
     settings = recipe.settings
     generator = torch.Generator().manual_seed(0)
     target = recipe.target(generator).requires_grad_(False)
@@ -86,6 +84,7 @@ def our_toy(case: str, *, compile: bool):
             "importance_minimality": ImportanceMinimalityLoss(coeff=settings["importance_coeff"], p=settings["p"]),
             "stochastic_recon": recon(AllSites()),
             "stochastic_recon_layerwise": recon(EachSite()),
+            **(more_losses or {}),
         },
         components_optimizer=optimizer,
         ci_optimizer=optimizer,
@@ -94,8 +93,8 @@ def our_toy(case: str, *, compile: bool):
     return decomposition, batch
 
 
-def our_language_model(*, compile: bool):
-    """The recipe of `plain_lm.py` through ParameterDecomposition."""
+def our_language_model(*, compile: bool, shape=None, sites=None, p=1.0, lr=5e-5, source_lr=0.01):
+    """The recipe of `plain_lm.py` through ParameterDecomposition; by default every site has the C of the shape."""
     from plain_lm import ADAM_BETAS, Shape, target_of, tokens_of
 
     from pdlightning.decomposition import ParameterDecomposition
@@ -104,9 +103,9 @@ def our_language_model(*, compile: bool):
     from pdlightning.modules import GlobalTransformer
     from pdlightning.optimization import AdamW
 
-    shape = Shape()
+    shape = shape or Shape()
     adversary = PersistentPGD(
-        optimizer=AdamAscent(lr=0.01, betas=ADAM_BETAS), scope="per_sample_per_position", n_warmup=2
+        optimizer=AdamAscent(lr=source_lr, betas=ADAM_BETAS), scope="per_sample_per_position", n_warmup=2
     )
 
     def recon(source, routing):
@@ -114,18 +113,18 @@ def our_language_model(*, compile: bool):
 
     decomposition = ParameterDecomposition(
         target=target_of(shape),
-        sites={"h.*.attn.*_proj": shape.C, "h.*.c_fc": shape.C, "h.*.down_proj": shape.C},
+        sites=sites or {"h.*.attn.*_proj": shape.C, "h.*.c_fc": shape.C, "h.*.down_proj": shape.C},
         ci_fn=GlobalTransformer(
             d_model=shape.ci_d, n_blocks=shape.ci_blocks, n_heads=shape.ci_heads, mlp_hidden=[4 * shape.ci_d]
         ),
         losses={
             "faithfulness": FaithfulnessLoss(coeff=1e7),
-            "importance_minimality": ImportanceMinimalityLoss(coeff=2e-4, p=1.0, beta=0.5),
+            "importance_minimality": ImportanceMinimalityLoss(coeff=2e-4, p=p, beta=0.5),
             "stochastic_recon_subset": recon(Uniform(), UniformSubset()),
             "persistent_pgd_recon": recon(adversary, AllSites()),
         },
-        components_optimizer=AdamW(lr=5e-5, clip=0.01),
-        ci_optimizer=AdamW(lr=5e-5),
+        components_optimizer=AdamW(lr=lr, clip=0.01),
+        ci_optimizer=AdamW(lr=lr),
         compile=compile,
     )
     return decomposition, tokens_of(shape)
@@ -133,7 +132,14 @@ def our_language_model(*, compile: bool):
 
 def make_ours(case: str, precision: str, *, compile: bool):
     """The same step, losses and recipe, through ParameterDecomposition and its optimiser, without a Trainer."""
-    pd, batch = our_language_model(compile=compile) if case == "lm" else our_toy(case, compile=compile)
+    from plain import RECIPES
+
+    made = our_language_model(compile=compile) if case == "lm" else our_toy(RECIPES[case], compile=compile)
+    return stepping(*made, precision)
+
+
+def stepping(pd, batch, precision: str):
+    """A function that takes one whole step on `batch`, without a Trainer, and returns (sum, count) of every term."""
     pd.steps = 10**6
     torch_optimizer = pd.configure_optimizers()
     taken = 0
@@ -151,6 +157,7 @@ def make_ours(case: str, precision: str, *, compile: bool):
         pd.configure_gradient_clipping(torch_optimizer)
         torch_optimizer.step()
         taken += 1
+        return pairs
 
     return step
 

@@ -14,12 +14,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+_alone = False
+
+
 def n_ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     return dist.get_rank() if n_ranks() > 1 else 0
+
+
+@contextmanager
+def as_the_only_rank() -> Iterator[None]:
+    """What is computed inside is this rank's own affair: nothing is exchanged."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 class _SumOverRanks(torch.autograd.Function):

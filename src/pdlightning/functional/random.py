@@ -19,6 +19,8 @@ The hash works on 32-bit words (all arithmetic modulo 2**32, `>>` logical):
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +97,18 @@ def hash_columns(seed: int, name: tuple[str, ...], size: int, device: torch.devi
     if not torch.compiler.is_compiling():
         _COLUMNS[key] = column
     return column
+
+
+@contextmanager
+def columns_of_their_own() -> Iterator[None]:
+    """Draws inside find no columns that were kept, and leave none: for tensors that must not meet others."""
+    kept = dict(_COLUMNS)
+    _COLUMNS.clear()
+    try:
+        yield
+    finally:
+        _COLUMNS.clear()
+        _COLUMNS.update(kept)
 
 
 @dataclass(frozen=True)
