@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from pdlightning import functional as pf
 from pdlightning.functional.losses import Pair
@@ -21,6 +22,7 @@ from pdlightning.modules.component_model import ComponentModel, ComponentsBySite
 from pdlightning.observation import Observation, observe
 from pdlightning.optimization import AdamW, FaithfulnessWarmup
 from pdlightning.ranks import gathered, means_over_ranks, own_part
+from pdlightning.sharding import full, shard
 
 
 class Step(NamedTuple):
@@ -174,9 +176,15 @@ class ParameterDecomposition(LightningModule):
         for loss in self.terms.values():
             loss.warm_up(observation)
 
+    def configure_model(self) -> None:
+        """Shard what is trained, where the Trainer's strategy says so."""
+        mesh: Any = self.device_mesh
+        if mesh is not None and not isinstance(self.model, FSDPModule):
+            shard(self.model, mesh["data_parallel"], blocks=self.compiled_step is None)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.part_now.fill_(batch_idx % self.micro_batches)  # an accumulated batch has numbers for each of its samples
-        total, pairs, ci_lower = self.compute_step(batch, self.step_now)
+        total, pairs, ci_lower = self.model(lambda: self.compute_step(batch, self.step_now))
         for name, loss in self.terms.items():
             loss.update(pairs[name])
         log_every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
@@ -212,7 +220,7 @@ class ParameterDecomposition(LightningModule):
 
     def whole_state_dict(self) -> dict[str, Tensor]:
         """The state with all samples of all ranks, the same on each of them; every rank asks at the same time."""
-        state = self.state_dict()
+        state = {name: full(x) for name, x in self.state_dict().items()}
         return {**state, **{name: gathered(state[name], dim=dim) for name, dim in self.of_samples(state).items()}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -66,6 +66,6 @@ class FaithfulnessWarmup:
         optimizer = torch.optim.AdamW(model.components.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         for _ in range(self.steps):
             optimizer.zero_grad()
-            faithfulness(model, self.form).backward()
+            model(lambda: faithfulness(model, self.form)).backward()
             optimizer.step()
         optimizer.zero_grad()

@@ -39,7 +39,7 @@ class Runtime:
     keep_memory: bool
     target_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None
     nodes: int
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp"]
 
     def __post_init__(self) -> None:
         at_least_one(self, "devices", "nodes", *(["threads"] if self.threads is not None else []))

@@ -1,6 +1,6 @@
 """One rank of trainings: `python job.py PLAN.json OUT.pt`, with RANK, WORLD_SIZE and STORE in the environment.
 
-A plan is a list of {name, case, save, resume}. Rank 0 writes name -> (whole state, logged losses).
+A plan is a list of {name, case, strategy, save, resume}. Rank 0 writes name -> (whole state, logged losses).
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from adversaries import AdamW, Rows, config_of, decomposition, quiet
 from lightning import Callback, Trainer
 from parity import COMPARISONS, ROUTINGS, SEED, VECTOR_SITES, batch_of, source_of, vectors_chain
 from sequence_parity import RECIPES
+from torch.distributed.tensor import DTensor
 
 from pdlightning import ParameterDecomposition
 from pdlightning.checkpoints import AtomicCheckpointIO
 from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, ReconstructionLoss, SmoothL0Loss
+from pdlightning.sharding import ShardedStrategy
 
 STEPS, BATCH = 20, 16
 RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -83,10 +85,14 @@ def build(case: dict[str, Any]) -> ParameterDecomposition:
 def train(plan: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     data = plan["case"]["data"]
     model, rows = build(plan["case"]), Rows()
-    several = {"strategy": "ddp", "devices": RANKS} if RANKS > 1 else {"devices": 1}
+    strategy = ShardedStrategy() if plan["strategy"] == "fsdp" else plan["strategy"]
+    several = {"strategy": strategy, "devices": RANKS} if RANKS > 1 else {"devices": 1}
     callbacks = [rows, *([StopWith(plan["save"])] if plan["save"] else [])]
     trainer = quiet(STEPS, callbacks=callbacks, plugins=[AtomicCheckpointIO()], **several)
     trainer.fit(model, Shares(data, STEPS // 2 if plan["resume"] else 0), ckpt_path=plan["resume"])
+    if RANKS > 1:
+        parts = [isinstance(p, DTensor) for p in model.parameters()]
+        assert all(parts) if plan["strategy"] == "fsdp" else not any(parts)
     return {name: x.detach().clone() for name, x in model.whole_state_dict().items()}, rows.rows
 
 

@@ -63,10 +63,10 @@ def run(ranks: int, plans: list[dict[str, Any]], folder: Path) -> dict[str, Any]
     return torch.load(folder / "out.pt")
 
 
-def plan(name: str, *, save: Path | None = None, resume: Path | None = None) -> dict[str, Any]:
+def plan(name: str, *, strategy: str = "ddp", save: Path | None = None, resume: Path | None = None) -> dict[str, Any]:
     case = {"data": "vectors", **CASES[name]}
     paths = {"save": None if save is None else str(save), "resume": None if resume is None else str(resume)}
-    return {"name": name, "case": case, **paths}
+    return {"name": name, "case": case, "strategy": strategy, **paths}
 
 
 @pytest.fixture(scope="module")
@@ -85,22 +85,26 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.timeout(2 * TIMEOUT)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_term_source_and_ci_function_follows_one_trajectory(
-    ranks: int, alone: dict[str, Any], tmp_path: Path
+    ranks: int, strategy: str, alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = run(ranks, [plan(name) for name in CASES], tmp_path / "together")
+    found = run(ranks, [plan(name, strategy=strategy) for name in CASES], tmp_path / "together")
     assert found.keys() == CASES.keys()
     assert_same(found, alone)
 
 
 @pytest.mark.timeout(4 * TIMEOUT)
-def test_checkpoints_go_on_with_another_number_of_ranks(alone: dict[str, Any], tmp_path: Path) -> None:
-    half = {name: tmp_path / f"{i}.ckpt" for i, name in enumerate(GO_ON)}
-    again = {name: tmp_path / f"again{i}.ckpt" for i, name in enumerate(GO_ON)}
-    run(2, [plan(name, save=half[name]) for name in GO_ON], tmp_path / "two")
-    for ranks in (1, 4):
-        found = run(ranks, [plan(name, resume=half[name]) for name in GO_ON], tmp_path / f"then {ranks}")
-        assert_same(found, alone)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_checkpoints_go_on_with_another_number_of_ranks(strategy: str, alone: dict[str, Any], tmp_path: Path) -> None:
+    half, again = ({name: tmp_path / f"{part}{i}.ckpt" for i, name in enumerate(GO_ON)} for part in ("half", "again"))
+    run(2, [plan(name, strategy=strategy, save=half[name]) for name in GO_ON], tmp_path / "two")
+    assert_same(run(1, [plan(name, resume=half[name]) for name in GO_ON], tmp_path / "then one"), alone)
+    plans = [
+        plan(name, strategy=other, resume=half[name]) for name, other in zip(GO_ON, ["ddp", "fsdp"] * 2, strict=True)
+    ]
+    assert_same(run(4, plans, tmp_path / "then four"), alone)
     run(1, [plan(name, save=again[name]) for name in GO_ON], tmp_path / "one")
-    assert_same(run(2, [plan(name, resume=again[name]) for name in GO_ON], tmp_path / "then two"), alone)
+    plans = [plan(name, strategy=strategy, resume=again[name]) for name in GO_ON]
+    assert_same(run(2, plans, tmp_path / "then two"), alone)

@@ -17,6 +17,7 @@ from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.guards import NonFiniteError
 from pdlightning.loggers import MetricsCSV
 from pdlightning.ranks import gathered, n_ranks, on_any_rank, rank
+from pdlightning.sharding import finite
 from pdlightning.storage import StorageError
 
 KEPT = 2  # the newest, and one more in case the newest is damaged
@@ -65,7 +66,7 @@ class RunCheckpoint(Checkpoint):
         step = trainer.global_step
         if step in (0, self.saved):  # at 0 there is nothing that the start of a run would not do again
             return
-        broken = not all(tensor.isfinite().all() for tensor in pl_module.state_dict().values())
+        broken = not all(finite(tensor) for tensor in pl_module.state_dict().values())
         if on_any_rank(broken, pl_module.device):
             return  # an earlier checkpoint is worth more, and the next look at the loss ends the run
         for logger in trainer.loggers:

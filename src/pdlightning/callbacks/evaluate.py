@@ -18,6 +18,7 @@ from pdlightning.metrics.evaluation import Evaluation, Page
 from pdlightning.metrics.loss import Loss
 from pdlightning.observation import observe
 from pdlightning.schema import check_multiple
+from pdlightning.sharding import whole
 from pdlightning.storage import StorageError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Evaluate(Callback):
             if isinstance(metric, Loss):
                 metric.set_progress(progress, pl_module.steps)
         outputs = any(metric.needs_outputs for metric in metrics.values())
-        with torch.no_grad(), self.precision():
+        with torch.no_grad(), self.precision(), whole(pl_module.model):
             for index, batch in enumerate(batches):
                 observation = observe(
                     pl_module.model,

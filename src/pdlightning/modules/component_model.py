@@ -110,6 +110,10 @@ class ComponentModel(nn.Module):
         some = next(iter(self.components.values())).V
         ci_fn.to(device=some.device, dtype=some.dtype)
 
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """Do the work where all parameters are at hand: elsewhere a sharded model has a part of them on each rank."""
+        return work()
+
     @property
     def target(self) -> nn.Module:
         return self._target[0]
