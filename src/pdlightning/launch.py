@@ -157,6 +157,7 @@ def forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def wait_for(ranks: list[subprocess.Popen[bytes]], place: Path) -> None:
+    codes: list[int | None] = []
     failed_at = None
     try:
         while None in (codes := [process.poll() for process in ranks]):
@@ -170,27 +171,31 @@ def wait_for(ranks: list[subprocess.Popen[bytes]], place: Path) -> None:
             if process.poll() is None:
                 process.kill()
             process.wait()
-    if any(process.returncode for process in ranks):
-        raise failure(ranks, place)
+    if any(codes):
+        raise failure(codes, place)
 
 
-def failure(ranks: list[subprocess.Popen[bytes]], place: Path) -> Exception:
-    """What the first rank that failed has said; where it could say nothing, how it ended."""
+def failure(codes: list[int | None], place: Path) -> Exception:
+    """What the first rank that failed has said. One that ended without a word is why the others failed.
+
+    `codes` are the exit codes of the ranks, None of those that had to be ended.
+    """
     said = sorted(place.glob("error.*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if said:
+    silent = [rank for rank, code in enumerate(codes) if code and not (place / f"error.{rank}.json").exists()]
+    if said and not silent:
         error = json.loads(said[0].read_text())
         if error["kind"] == "Interrupted":
             from pdlightning.callbacks import Interrupted
 
             return Interrupted(error["text"])
         return RankError(error["text"])
-    number, process = next((i, p) for i, p in enumerate(ranks) if p.returncode)
-    code = process.returncode
+    number = silent[0]
+    code = codes[number] or 0
     how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit code {code}"
     log = place / f"{number}.log"
     last = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
     return RankError(
-        f"Rank {number} of {len(ranks)} ended {how} without a word, and the others were stopped. SIGKILL mostly means"
+        f"Rank {number} of {len(codes)} ended {how} without a word, and the others were stopped. SIGKILL mostly means"
         f" that the machine ran out of memory.\n{last}".rstrip()
     )
 

@@ -47,6 +47,7 @@ class MetricsCSV(Logger):
         if step is None:
             raise ValueError("MetricsCSV needs the step of the metrics.")
         self.rows.setdefault(step, {"step": step}).update({k: v for k, v in metrics.items() if k != "epoch"})
+        self.save()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +55,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Lightning calls this after every log; the file is written again when it is a few seconds old."""
+        """The file is written again when it is a few seconds old."""
         if time.monotonic() - self.saved_at > SECONDS_BETWEEN_WRITES:
             self.write()
 

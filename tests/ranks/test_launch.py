@@ -1,0 +1,126 @@
+"""Ranks of our own under the command line: sweeps, ranks that die, Ctrl-C, and what cannot work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pdlightning.config import ConfigError
+from pdlightning.launch import run_on_ranks
+
+HERE = Path(__file__).parent
+FAST = ["experiment=tms_5-2", "debug=fast", "runtime.devices=2", "metric=none", "~metric.slow.pgd_ladder"]
+pytestmark = pytest.mark.timeout(180)
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(HERE), *sys.path])
+    return os.environ | {"PDLIGHTNING_CACHE": str(tmp_path / "cache"), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def command(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-m", "pdlightning", *words, *FAST]
+    return subprocess.run(
+        call, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=150, check=False
+    )
+
+
+def broken(how: str, *, at: int) -> list[str]:
+    """Words that put other data in the place of the experiment's."""
+    settings = {"_target_": "broken.BrokenFeatures", "how": how, "at": at, "n_features": 5, "batch_size": 16}
+    return ["~data", "+data={" + ",".join(f"{key}:{value}" for key, value in settings.items()) + "}", "allow=[broken]"]
+
+
+def test_a_sweep_gives_every_job_its_own_values_on_every_rank(tmp_path: Path) -> None:
+    done = command(tmp_path, "-m", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert "2 " in done.stdout and done.returncode == 0, done.stderr[-2000:]
+    for job, seed in (("0", 1), ("1", 2)):
+        config = yaml.safe_load((tmp_path / "sweep" / job / "config.yaml").read_text())
+        assert config["seed"] == config["pd"]["seed"] == seed and config["runtime"]["devices"] == 2
+    first, second = (json.loads((tmp_path / "sweep" / job / "summary.json").read_text()) for job in "01")
+    assert first["metrics"] != second["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("killed", "Rank 1 of 2 ended by signal 9 (SIGKILL)"), ("raises", "disk of rank 1 is on fire")]
+)
+def test_a_rank_that_dies_ends_the_others_and_is_heard(how: str, said: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = command(tmp_path, *broken(how, at=3), "hydra.run.dir=run")
+    assert done.returncode == 1 and said in done.stderr, done.stderr[-2000:]
+    assert time.monotonic() - began < 120
+    assert not list((tmp_path / "run").glob("summary.json"))
+
+
+def test_ctrl_c_stops_all_ranks_after_the_same_step_and_resume_goes_on(tmp_path: Path) -> None:
+    words = [*FAST, *broken("slow", at=3), "hydra.run.dir=run", "steps=60", "logging.eval_every=100",
+             "logging.slow_eval_every=100", "logging.checkpoint_every=100"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pdlightning", *words], cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    rows = tmp_path / "run" / "metrics.csv"
+    deadline = time.monotonic() + 90
+    while not (rows.exists() and "\n4," in rows.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=5)[1][-2000:]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Stopped after step" in said and "resume=" in said, said[-2000:]
+    checkpoint = next((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))
+    assert 3 < int(checkpoint.stem.removeprefix("step=")) < 60
+    resumed = subprocess.run(
+        [sys.executable, "-m", "pdlightning", "resume=run"], cwd=tmp_path, env=environment(tmp_path), text=True,
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    with rows.open() as file:
+        assert [row["step"] for row in csv.DictReader(file)][-1] == "60"
+
+
+def test_a_batch_that_cannot_be_split_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    done = command(tmp_path, "data.batch_size=15", "hydra.run.dir=run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert "data.batch_size=15 cannot be split evenly over 2 ranks" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "variables", "said"),
+    [
+        ({"accelerator": "gpu", "devices": 64}, {}, "runtime.devices=64, but this machine has"),
+        ({"nodes": 2}, {}, "started by srun or torchrun"),
+        ({"devices": 4}, {"RANK": "0", "WORLD_SIZE": "2"}, "one of 2 ranks .* start 4, or change"),
+        ({"devices": 1}, {"RANK": "0", "WORLD_SIZE": "2"}, "one of 2 ranks .* start 1, or change"),
+        ({}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, "one of 8 ranks"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused_before_any_is_started(
+    changes: dict[str, Any], variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    runtime = {"accelerator": "cpu", "devices": 2, "nodes": 1, "threads": None, **changes}
+    with pytest.raises(ConfigError, match=said):
+        run_on_ranks({"runtime": runtime}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_starts_the_ranks_too(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pdlightning"]
+    done = subprocess.run(
+        [*call, *FAST], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder,) = (tmp_path / "outputs" / "tms_5-2").iterdir()
+    assert (folder / "summary.json").is_file()
