@@ -22,6 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from pdlightning import build
+from pdlightning.callbacks import Throughput
 from pdlightning.config import to_plain
 from pdlightning.run import build_trainer
 from pdlightning.runtime import prepare_runtime
@@ -99,7 +100,7 @@ def trainer_loop(config):
     with tempfile.TemporaryDirectory() as folder:
         evaluation = build.build_evaluation(config)
         evaluation.report = lambda *_, **__: None
-        trainer = build_trainer(config, Path(folder), evaluation, first_step=0)
+        trainer = build_trainer(config, Path(folder), evaluation, Throughput(), first_step=0)
         trainer.callbacks.insert(0, clock)
         trainer.fit(decomposition, datamodule=data)
     return clock.result

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from datetime import date
+from typing import Any
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -93,7 +94,7 @@ def our_toy(recipe, *, compile: bool, more_losses=None):
     return decomposition, batch
 
 
-def our_language_model(*, compile: bool, shape=None, sites=None, p=1.0, lr=5e-5, source_lr=0.01):
+def our_language_model(*, compile: bool, shape=None, sites=None, p: Any = 1.0, lr: Any = 5e-5, source_lr: Any = 0.01):
     """The recipe of `plain_lm.py` through ParameterDecomposition; by default every site has the C of the shape."""
     from plain_lm import ADAM_BETAS, Shape, target_of, tokens_of
 

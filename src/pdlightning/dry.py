@@ -70,7 +70,7 @@ class DryDecomposition:
         """What the first step costs on a batch like this one; with `samples`, if it had so many.
 
         Raises:
-            NotCountable: something asks for numbers.
+            NotCountable: the shape of something depends on numbers, or the code knows no such tensors.
         """
         try:
             with self.mode, columns_of_their_own(), as_the_only_rank():
@@ -129,7 +129,8 @@ def size(x: Tensor) -> int:
 class Counter(TorchDispatchMode):
     """Adds up the FLOPs of what is computed inside, and follows the bytes of what it makes until they are given back.
 
-    torch's FlopCounterMode follows modules too, and then refuses the autograd.grad of an adversary.
+    Who asks for a number, such as a model that checks the range of its tokens, is told 0.
+    torch's FlopCounterMode follows modules too, and so refuses the autograd.grad of an adversary.
     """
 
     def __init__(self) -> None:
@@ -138,6 +139,8 @@ class Counter(TorchDispatchMode):
         self.made: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return zero_of(args[0].dtype)
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if (formula := FORMULAS.get(func._overloadpacket)) is not None:
@@ -161,6 +164,12 @@ class Counter(TorchDispatchMode):
     def forget_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self.forget(id(parameter.grad.untyped_storage()))
+
+
+def zero_of(dtype: torch.dtype) -> bool | int | float:
+    if dtype.is_floating_point:
+        return 0.0
+    return False if dtype is torch.bool else 0
 
 
 def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:

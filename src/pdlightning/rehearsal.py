@@ -17,15 +17,17 @@ from pdlightning.finetune import Start
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.observation import observe
 from pdlightning.runtime import mixed_precision
+from pdlightning.sizes import Sizes, check_components, sizes_of
 from pdlightning.targets import Recipe
 
 
-def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) -> None:
+def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) -> Sizes:
     """Put everything together around an untrained target, and show it one batch: mistakes come before the long work.
 
-    `start` is what the decomposition starts with instead of its own initial state.
+    `start` is what the decomposition starts with instead of its own initial state. Returns what the run will need.
     """
-    target = blank_target(source)
+    target, runtime = blank_target(source), config["runtime"]
+    check_components(target, config["pd"]["sites"], runtime)
     decomposition = build_decomposition(config, target)
     if start is not None:
         start.check(decomposition, config)
@@ -34,11 +36,17 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
     decomposition.set_progress(0)
     data = build_data(config)
     check_tokens(data, target)
-    check_losses(config, decomposition, batch_size=getattr(data, "batch_size", None))
-    with mixed_precision(config["runtime"]["precision"], torch.device("cpu")):
-        measured = try_out(config, decomposition, evaluation, next(iter(data.val_dataloader())))
+    batch_size = getattr(data, "batch_size", None)
+    check_losses(config, decomposition, batch_size=batch_size)
+    batch = next(iter(data.val_dataloader()))
+    samples = batch_size // (runtime["devices"] * runtime["nodes"]) if isinstance(batch_size, int) else None
+    sizes = sizes_of(decomposition, batch, precision=runtime["precision"], samples=samples)
+    sizes.check(runtime)
+    with mixed_precision(runtime["precision"], torch.device("cpu")):
+        measured = try_out(config, decomposition, evaluation, batch)
     decomposition.model.restore()
     check_objective(config["objective"], measured, later=list(evaluation.slow_metrics))
+    return sizes
 
 
 def blank_target(source: Recipe | nn.Module) -> nn.Module:
@@ -57,11 +65,17 @@ def blank_target(source: Recipe | nn.Module) -> nn.Module:
 def check_losses(config: Config, decomposition: ParameterDecomposition, *, batch_size: int | None) -> None:
     """What a loss refuses of the batches and of the precision."""
     runtime = config["runtime"]
+    ranks = runtime["devices"] * runtime["nodes"]
+    if isinstance(batch_size, int) and batch_size % ranks:
+        raise ConfigError(
+            f"data.batch_size={batch_size} cannot be split evenly over {ranks} ranks (runtime.devices="
+            f"{runtime['devices']}, runtime.nodes={runtime['nodes']}): choose a multiple of {ranks}."
+        )
     for name, loss in decomposition.terms.items():
         try:
             loss.check_training(micro_batches=1, loss_scaled=runtime["precision"] == "16-mixed")
             if isinstance(batch_size, int):
-                loss.check_batch(batch_size // runtime["devices"])
+                loss.check_batch(batch_size // ranks)
         except ValueError as error:
             raise ConfigError(f"loss.{name}: {error}") from error
 

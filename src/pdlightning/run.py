@@ -26,7 +26,7 @@ from pdlightning.build import (
     mistakes_of_the_user,
     validate_config,
 )
-from pdlightning.callbacks import Evaluate, RunCheckpoint, StepProgress
+from pdlightning.callbacks import Evaluate, RunCheckpoint, StepProgress, Throughput
 from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
 from pdlightning.config import ConfigError, instantiate
 from pdlightning.finetune import start_of
@@ -39,6 +39,7 @@ from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.runs import export_decomposition
 from pdlightning.runtime import prepare_runtime
 from pdlightning.schema import complete
+from pdlightning.sharding import ShardedStrategy
 from pdlightning.storage import StorageError, atomic_write, atomic_write_json, atomic_write_text, run_environment
 
 if TYPE_CHECKING:
@@ -79,10 +80,12 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
     with mistakes_of_the_user():
         data = build_data(config)
         evaluation = build_evaluation(config, save_figure=FigureFolder(folder / "figures"))
-        trainer = build_trainer(config, folder, evaluation, first_step=first_step)
+        throughput = Throughput()
+        trainer = build_trainer(config, folder, evaluation, throughput, first_step=first_step)
         source = build_target(config)
         start = start_of(config) if checkpoint is None else None  # a checkpoint has gone on from there
-        rehearse(config, source, start)
+        sizes = rehearse(config, source, start)
+    throughput.flops = None if sizes.step is None else sizes.step.flops
 
     first = rank() == 0
     with owned(folder, resume=resume) if first else nullcontext():
@@ -97,7 +100,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
             start.apply(decomposition, target)
 
         going_on = f", from step {first_step}" if first_step else ""
-        rank_zero_info(f"Decomposing {config['name']} in {folder}{going_on}")
+        rank_zero_info(f"Decomposing {config['name']} in {folder}{going_on}\n{sizes.table()}")
         training_started = time.perf_counter()
         trainer.fit(decomposition, datamodule=data, ckpt_path=checkpoint)
         if evaluation.latest_step < config["steps"]:  # resumed after the last step, which was not exported
@@ -159,13 +162,18 @@ def owned(folder: Path, *, resume: bool) -> Iterator[None]:
 def build_strategy(runtime: dict[str, Any]) -> Strategy | str:
     if runtime["devices"] * runtime["nodes"] == 1:
         return "auto"
+    if runtime["strategy"] == "fsdp":
+        return ShardedStrategy()
     return DDPStrategy(init_sync=False, gradient_as_bucket_view=True)  # all ranks make the same parameters by key
 
 
-def build_trainer(config: Config, folder: Path, evaluation: Evaluate, *, first_step: int) -> Trainer:
+def build_trainer(
+    config: Config, folder: Path, evaluation: Evaluate, throughput: Throughput, *, first_step: int
+) -> Trainer:
     logging, runtime = config["logging"], config["runtime"]
     loggers = instantiate(logging["loggers"], allow=config["allow"], path="logging.loggers")
     callbacks = [
+        throughput,  # first: its clock must not run while the others work
         evaluation,
         # After the evaluation, so that a checkpoint of a step follows the numbers of that step.
         RunCheckpoint(folder=folder / "checkpoints", every=logging["checkpoint_every"], config=config),

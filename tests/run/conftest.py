@@ -74,5 +74,11 @@ def rows_of(folder: Path) -> dict[int, dict[str, str]]:
         return {int(row["step"]): {k: v for k, v in row.items() if v and k != "step"} for row in csv.DictReader(file)}
 
 
+def without_speed(folder: Path) -> dict[int, dict[str, str]]:
+    """What metrics.csv says, but for the times that steps took."""
+    rows = rows_of(folder)
+    return {step: {k: v for k, v in row.items() if not k.startswith("throughput/")} for step, row in rows.items()}
+
+
 def summary_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())

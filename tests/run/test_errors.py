@@ -57,6 +57,10 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ((*FAST, "steps=0"), "steps must be at least 1, got 0"),
         ((*FAST, "seed=1.5"), "seed: expected int, got 1.5"),
         ((*FAST, "logging.progress=5"), "logging.progress: expected bool, got 5"),
+        (
+            (*FAST, "pd.sites.linear1=10000000000"),
+            "cannot fit: it needs at least 1.12 TB (V, U, their gradients and optimizer 1.12 TB), activations not",
+        ),
         ((*FAST, "objective=eval/loss/totl"), "is not measured by this run; did you mean 'eval/loss/total'?"),
         (
             (*FAST, "loss=[faithfulness,importance_minimality,stochastic_recon]"),

@@ -14,14 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 KILLS = 20
-DATA = {
-    "_target_": "broken.BrokenFeatures",
-    "how": "slow",
-    "at": 0,
-    "n_features": 5,
-    "batch_size": 64,
-    "eval_batches": 1,
-}
+SLOW = "{_target_:broken.BrokenFeatures,how:slow,at:0,n_features:5,batch_size:64,eval_batches:1}"
 WORDS = [
     "experiment=tms_5-2", "steps=300", "check_target=false", "target_steps=4", "metric=none", "~data",
     f"+data={SLOW}", "allow=[broken]",
