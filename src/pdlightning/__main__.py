@@ -36,13 +36,13 @@ def main() -> None:
     # Else Hydra prints its refusal itself, and leaves nothing to explain.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        folder = folder_to_resume(arguments)
-        if folder is None:
+        wanted = folder_to_resume(arguments)
+        if wanted is None:
             command()
         else:
             from pdlightning.commands import resume_run
 
-            resume_run(folder)
+            resume_run(*wanted)
     except (HydraException, OmegaConfBaseException) as error:
         from pdlightning.overrides import explain_refusal
 

@@ -70,12 +70,12 @@ def objective(config: dict[str, Any], summary: dict[str, Any]) -> float:
     return summary["metrics"][name]
 
 
-def resume_run(folder: Path) -> None:
-    """`resume=RUN`."""
-    or_a_sentence(lambda: go_on(folder), folder)
+def resume_run(folder: Path, runtime: dict[str, Any]) -> None:
+    """`resume=RUN`, with changes of its runtime."""
+    or_a_sentence(lambda: go_on(folder, runtime), folder)
 
 
-def go_on(folder: Path) -> None:
+def go_on(folder: Path, runtime: dict[str, Any]) -> None:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text())
     except yaml.YAMLError as error:
@@ -90,7 +90,10 @@ def go_on(folder: Path) -> None:
     from pdlightning.schema import complete
 
     quiet_libraries()
-    run_on_ranks(complete(config), folder, resume=True)
+    config = complete(config)
+    config["runtime"] |= runtime
+    check_settings(config)
+    run_on_ranks(config, folder, resume=True)
 
 
 def or_a_sentence(work: Callable[[], Any], folder: Path) -> Any:

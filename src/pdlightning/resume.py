@@ -12,20 +12,27 @@ CONFIG, SUMMARY = "config.yaml", "summary.json"
 WHAT_A_RUN_COMPUTES = ("name", "seed", "steps", "target", "target_steps", "check_target", "data", "pd", "init_from")
 
 
-def folder_to_resume(arguments: Sequence[str]) -> Path | None:
-    """The run of `resume=RUN`, which goes on as it was configured, so nothing else may be said; None without it."""
+def folder_to_resume(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]] | None:
+    """The run of `resume=RUN`, and changes of its runtime; None without it.
+
+    It goes on as it was configured, so nothing may be said but where: `runtime.devices=1`.
+    """
     chosen = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
     if not chosen or chosen[-1] in ("auto", "null", ""):
         return None
-    if others := [a for a in arguments if not a.startswith("resume=")]:
+    elsewhere = [a for a in arguments if a.startswith("runtime.") and "=" in a]
+    if others := [a for a in arguments if not a.startswith("resume=") and a not in elsewhere]:
         raise ConfigError(
-            f"resume={chosen[-1]} goes on with that run as it was configured, so it takes nothing else: "
-            f"drop {' '.join(others)}"
+            f"resume={chosen[-1]} goes on with that run as it was configured, so it takes nothing else but "
+            f"runtime.<setting>=...: drop {' '.join(others)}"
         )
     folder = Path(chosen[-1].strip("'\"")).expanduser()
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"resume={chosen[-1]}: {folder.absolute()} is not the folder of a run (it has no {CONFIG})")
-    return folder
+    import yaml
+
+    changes = (a.removeprefix("runtime.").split("=", 1) for a in elsewhere)
+    return folder, {key: yaml.safe_load(value) for key, value in changes}
 
 
 def unfinished_run(config: dict[str, Any], siblings: Path) -> Path | None:

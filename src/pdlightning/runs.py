@@ -157,7 +157,9 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
 def _check_same_config(folder: Path, config: Config, stored: Config) -> None:
     """The weights belong to the config they were made with, of which they carry a copy."""
     here, there = flatten(config), flatten(stored)
-    changed = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+    differing = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+    # A resumed run may compute on other devices.
+    changed = [key for key in differing if not key.startswith("runtime.")]
     if changed:
         raise StorageError(
             f"{folder / CONFIG} was changed after the run ({', '.join(changed[:5])}), so it does not describe these "

@@ -174,12 +174,21 @@ def run_environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    # A virtual environment may lie inside somebody else's checkout: the commit counts only if git tracks this file.
-    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    commit = _git("rev-parse", "HEAD") if tracked else None
+    commit = _commit()
     changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
     git = None if commit is None else {"commit": commit, "dirty": changes != ""}
     return {"versions": versions, "platform": platform.platform(), "machine": socket.gethostname(), "git": git}
+
+
+def uncommitted_changes() -> str | None:
+    """The diff of our own checkout to its commit, which `run_environment` names; None where there is none."""
+    return _git("diff", "HEAD") or None if _commit() else None
+
+
+def _commit() -> str | None:
+    # A virtual environment may lie inside somebody else's checkout: the commit counts only if git tracks this file.
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    return _git("rev-parse", "HEAD") if tracked else None
 
 
 def _git(*words: str) -> str | None:

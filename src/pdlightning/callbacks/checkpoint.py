@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from types import FrameType
@@ -21,10 +23,21 @@ from pdlightning.sharding import finite
 from pdlightning.storage import StorageError
 
 KEPT = 2  # the newest, and one more in case the newest is damaged
+QUEUE_AGAIN = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(RuntimeError):
     """The training was stopped on purpose before its end; the message says how to go on."""
+
+
+def queue_again(number: signal.Signals, handler: Any) -> None:
+    """Let SLURM start this job again: as submitit does it, whose handler was there before ours, or by scontrol."""
+    if callable(handler):
+        handler(number, None)
+    elif (job := os.environ.get("SLURM_JOB_ID")) is not None and rank() == 0:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        words = "was queued again" if done.returncode == 0 else f"could not be queued again: {done.stderr.strip()}"
+        rank_zero_info(f"SLURM job {job} {words}")
 
 
 class RunCheckpoint(Checkpoint):
@@ -42,6 +55,8 @@ class RunCheckpoint(Checkpoint):
         self.folder, self.every, self.config = folder, every, config
         self.saved = -1
         self.interrupted = False
+        self.asked_by: signal.Signals | None = None
+        self.then: Any = None
         self.previous: dict[signal.Signals, Any] = {}
 
     def on_save_checkpoint(  # type: ignore[override]
@@ -79,16 +94,21 @@ class RunCheckpoint(Checkpoint):
                 old.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:  # type: ignore[override]
-        """The first Ctrl-C (or SIGTERM) ends the training after the step it is in; the second ends it at once."""
-        self.saved, self.interrupted = trainer.global_step, False
+        """The first Ctrl-C (or SIGTERM) ends the training after the step it is in; the second ends it at once.
+
+        SLURM sends SIGUSR1 or SIGUSR2 before the time of a job is up: that job is queued again.
+        """
+        self.saved, self.interrupted, self.asked_by = trainer.global_step, False, None
         if trainer.is_global_zero:
             self.remove_later_than(trainer.global_step)
         if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
             return
-        self.previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, *QUEUE_AGAIN)}
 
         def stop(number: int, frame: FrameType | None) -> None:
             self.interrupted = True
+            self.asked_by = signal.Signals(number)
+            self.then = self.previous[self.asked_by]
             self.restore_signals()
             name = signal.Signals(number).name
             rank_zero_info(f"\n{name}: stopping after this step, with a checkpoint. Once more stops at once.")
@@ -119,6 +139,8 @@ class RunCheckpoint(Checkpoint):
         if stopping or last or trainer.global_step % self.every == 0:
             self.save(trainer, pl_module)
         if stopping and not last:
+            if self.asked_by is not None and self.asked_by in QUEUE_AGAIN:
+                queue_again(self.asked_by, self.then)
             raise Interrupted(
                 f"Stopped after step {trainer.global_step} of {trainer.max_steps}. Go on with:\n"
                 f"  python -m pdlightning resume={self.folder.parent}"
