@@ -12,7 +12,13 @@ BUILT = ("target", "data", "pd", "metric", "loss", "ci_fn", "comparison")
 """The parts of a config that are trees of `_target_`; their schema is the constructors."""
 
 ADDED = {"init_from": None, "target_steps": None}
-ADDED_TO_RUNTIME = {"target_dtype": None, "nodes": 1, "strategy": "auto"}
+ADDED_TO_RUNTIME = {
+    "target_dtype": None,
+    "nodes": 1,
+    "strategy": "auto",
+    "accumulate": 1,
+    "checkpoint_activations": False,
+}
 """Settings that runs stored before they existed do not have."""
 
 
@@ -27,6 +33,8 @@ class Runtime:
         strategy: how several ranks work together, or `auto`: DDP where there are several.
         target_dtype: of the weights of the frozen target, cast once; None: as it was made.
         compile: torch.compile the step.
+        accumulate: batches whose gradients are averaged into one step.
+        checkpoint_activations: of the ci function's transformers, computed a second time instead of kept.
         threads: of torch on the CPU, or None for its own choice.
         keep_memory: glibc keeps freed blocks.
     """
@@ -40,9 +48,11 @@ class Runtime:
     target_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None
     nodes: int
     strategy: Literal["auto", "ddp", "fsdp"]
+    accumulate: int
+    checkpoint_activations: bool
 
     def __post_init__(self) -> None:
-        at_least_one(self, "devices", "nodes", *(["threads"] if self.threads is not None else []))
+        at_least_one(self, "devices", "nodes", "accumulate", *(["threads"] if self.threads is not None else []))
 
 
 @dataclass(frozen=True, kw_only=True)

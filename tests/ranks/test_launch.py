@@ -116,6 +116,19 @@ def test_ranks_that_cannot_be_are_refused_before_any_is_started(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sharded_model_is_evaluated_and_drawn_like_a_whole_one(tmp_path: Path) -> None:
+    for name, words in (("one", ["runtime.devices=1"]), ("parts", ["runtime.strategy=fsdp"])):
+        call = [sys.executable, "-m", "pdlightning", *FAST[:3], *words, f"hydra.run.dir={name}"]
+        done = subprocess.run(
+            call, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=150
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, parts = (json.loads((tmp_path / name / "summary.json").read_text())["metrics"] for name in ("one", "parts"))
+    assert parts == pytest.approx(one, rel=1e-5)
+    figures = [sorted(path.name for path in (tmp_path / name / "figures").iterdir()) for name in ("one", "parts")]
+    assert figures[0] == figures[1] and len(figures[0]) > 3
+
+
 def test_torchrun_starts_the_ranks_too(tmp_path: Path) -> None:
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pdlightning"]
     done = subprocess.run(

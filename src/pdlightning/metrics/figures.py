@@ -163,6 +163,11 @@ class HistogramFigure(Evaluation):
         return {"": figures.plot_histograms(counts, title=f"Histogram of {words}", quantity=words, scale="log")}
 
 
+def copied(x: Tensor) -> Tensor:
+    """For numpy: a sharded model could not free the memory of a parameter that numpy has looked at."""
+    return x.detach().clone()
+
+
 class SingleFeatureCIFigure(_OfTheModel):
     """Heat maps of the single-feature probe (spec E3).
 
@@ -189,8 +194,8 @@ class ComponentWeightsFigure(SingleFeatureCIFigure):
 
     def compute(self) -> dict[str, Figure]:
         order = column_orders(single_feature_ci(self.model, self.n_features), self.order)
-        V = {s: c.V.detach() for s, c in self.model.components.items()}
-        U = {s: c.U.detach() for s, c in self.model.components.items()}
+        V = {s: copied(c.V) for s, c in self.model.components.items()}
+        U = {s: copied(c.U) for s, c in self.model.components.items()}
         return {"": figures.plot_component_weights(V, U, order)}
 
 
@@ -212,7 +217,7 @@ class VectorsFigure(_OfTheModel):
     def compute(self) -> dict[str, Figure]:
         c = self.model.components[self.site]
         firing = (single_feature_ci(self.model, self.n_features)[self.site] > 0.1).any(0)
-        return {"": figures.plot_tms_vectors(c.target_weight, c.V.detach(), c.U.detach(), firing=firing)}
+        return {"": figures.plot_tms_vectors(c.target_weight, copied(c.V), copied(c.U), firing=firing)}
 
 
 class NeuronContributionsFigure(_OfTheModel):
@@ -242,8 +247,8 @@ class NeuronContributionsFigure(_OfTheModel):
             unembedding=target.W_U,  # type: ignore[arg-type]
             mlp_in=[components[s].target_weight for s in into],
             mlp_out=[components[s].target_weight for s in out],
-            V=[components[s].V.detach() for s in into],
-            U=[components[s].U.detach() for s in into],
+            V=copied([components[s].V) for s in into],
+            U=copied([components[s].U) for s in into],
             ci=[ci[s] for s in into],
         )
         return {"": figure}

@@ -68,6 +68,13 @@ class _ImportanceLoss(Loss):
         if self.ema is not None:
             self.ema.prepare(model)
 
+    def check_training(self, *, micro_batches: int, loss_scaled: bool) -> None:
+        if micro_batches > 1 and self.beta:
+            raise ValueError(
+                f"beta={self.beta} bends the frequencies of the whole batch, and each of the {micro_batches} parts that"
+                " are accumulated knows its own alone: take beta=0, or more ranks instead of runtime.accumulate."
+            )
+
     def penalty(self, upper: Float[Tensor, "*leading C"]) -> Float[Tensor, "*leading C"]:
         raise NotImplementedError(f"{type(self).__name__} must return phi(upper).")
 
