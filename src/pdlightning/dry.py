@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from pdlightning.functional.kl import chunks_of_a_device
 from pdlightning.functional.random import columns_of_their_own
 from pdlightning.masking.held import HeldSource
 from pdlightning.ranks import as_the_only_rank
@@ -73,7 +74,7 @@ class DryDecomposition:
             NotCountable: the shape of something depends on numbers, or the code knows no such tensors.
         """
         try:
-            with self.mode, columns_of_their_own(), as_the_only_rank():
+            with self.mode, columns_of_their_own(), chunks_of_a_device(), as_the_only_rank():
                 return self.counted(self.without_numbers(batch, samples))
         except Exception as error:  # of a target that is somebody else's code
             raise not_countable(error) from error

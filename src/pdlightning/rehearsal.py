@@ -17,7 +17,7 @@ from pdlightning.finetune import Start
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.observation import observe
 from pdlightning.runtime import mixed_precision
-from pdlightning.sizes import Sizes, check_components, sizes_of
+from pdlightning.sizes import Sizes, check_components, shards_of, sizes_of
 from pdlightning.targets import Recipe
 
 
@@ -40,7 +40,8 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
     check_losses(config, decomposition, batch_size=batch_size)
     batch = next(iter(data.val_dataloader()))
     samples = batch_size // (runtime["devices"] * runtime["nodes"]) if isinstance(batch_size, int) else None
-    sizes = sizes_of(decomposition, batch, precision=runtime["precision"], samples=samples)
+    precision, shards = runtime["precision"], shards_of(runtime)
+    sizes = sizes_of(decomposition, batch, precision=precision, samples=samples, shards=shards)
     sizes.check(runtime)
     with mixed_precision(runtime["precision"], torch.device("cpu")):
         measured = try_out(config, decomposition, evaluation, batch)
@@ -73,7 +74,7 @@ def check_losses(config: Config, decomposition: ParameterDecomposition, *, batch
         )
     for name, loss in decomposition.terms.items():
         try:
-            loss.check_training(micro_batches=1, loss_scaled=runtime["precision"] == "16-mixed")
+            loss.check_training(micro_batches=runtime["accumulate"], loss_scaled=runtime["precision"] == "16-mixed")
             if isinstance(batch_size, int):
                 loss.check_batch(batch_size // ranks)
         except ValueError as error:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 from lightning import Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import rank_zero_info
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -40,7 +42,14 @@ from pdlightning.runs import export_decomposition
 from pdlightning.runtime import prepare_runtime
 from pdlightning.schema import complete
 from pdlightning.sharding import ShardedStrategy
-from pdlightning.storage import StorageError, atomic_write, atomic_write_json, atomic_write_text, run_environment
+from pdlightning.storage import (
+    StorageError,
+    atomic_write,
+    atomic_write_json,
+    atomic_write_text,
+    run_environment,
+    uncommitted_changes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,6 +101,8 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         if first:
             atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
             atomic_write_json(folder / "environment.json", run_environment())
+            if (changes := uncommitted_changes()) is not None:
+                atomic_write_text(folder / "code.diff", changes)
         with mistakes_of_the_user():
             with first_rank_first():
                 target = make_target(config, source)
@@ -159,6 +170,11 @@ def owned(folder: Path, *, resume: bool) -> Iterator[None]:
             (folder / ".running").unlink(missing_ok=True)
 
 
+def cluster() -> list[ClusterEnvironment]:
+    """SLURM, where it has started us; what its signals mean is the business of `RunCheckpoint`."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
 def build_strategy(runtime: dict[str, Any]) -> Strategy | str:
     if runtime["devices"] * runtime["nodes"] == 1:
         return "auto"
@@ -185,13 +201,14 @@ def build_trainer(
         devices=runtime["devices"],
         num_nodes=runtime["nodes"],
         strategy=build_strategy(runtime),
+        accumulate_grad_batches=runtime["accumulate"],
         precision=runtime["precision"],
         logger=[
             MetricsCSV(path=folder / "metrics.csv", first_step=first_step),
             *(logger(save_dir=str(folder)) for logger in loggers.values()),
         ],
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *cluster()],
         log_every_n_steps=logging["log_every"],
         enable_progress_bar=logging["progress"],
         enable_model_summary=False,

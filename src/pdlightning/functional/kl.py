@@ -5,7 +5,8 @@ Of all that is computed only the gradient is as large as the logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,17 @@ CPU_CHUNK = 2**18
 """Numbers in a chunk on the CPU: 1 MB of fp32, which the cache of a core holds."""
 DEVICE_CHUNK = 2**24
 """Elsewhere: 64 MB of fp32, long beside the start of a kernel."""
+
+
+@contextmanager
+def chunks_of_a_device() -> Iterator[None]:
+    """On the CPU too: for tensors without numbers, where each chunk costs as much as the whole."""
+    global CPU_CHUNK
+    before, CPU_CHUNK = CPU_CHUNK, DEVICE_CHUNK
+    try:
+        yield
+    finally:
+        CPU_CHUNK = before
 
 
 def row_chunks(rows: Tensor, width: int) -> list[slice]:

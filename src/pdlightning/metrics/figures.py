@@ -247,8 +247,8 @@ class NeuronContributionsFigure(_OfTheModel):
             unembedding=target.W_U,  # type: ignore[arg-type]
             mlp_in=[components[s].target_weight for s in into],
             mlp_out=[components[s].target_weight for s in out],
-            V=copied([components[s].V) for s in into],
-            U=copied([components[s].U) for s in into],
+            V=[copied(components[s].V) for s in into],
+            U=[copied(components[s].U) for s in into],
             ci=[ci[s] for s in into],
         )
         return {"": figure}
