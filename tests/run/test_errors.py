@@ -121,7 +121,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (("name=x",), "target: a value is required; choose target=..."),
         (("-m", "experiment=tms_5-2,tms_40-10"), "say where it goes with hydra.sweep.dir"),
         (("resume=elsewhere",), "is not the folder of a run (it has no config.yaml)"),
-        (("resume=elsewhere", "steps=3"), "takes nothing else: drop steps=3"),
+        (("resume=elsewhere", "steps=3"), "takes nothing else but runtime.<setting>=...: drop steps=3"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence_before_the_target_is_trained(

@@ -49,7 +49,8 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 def test_the_folder_of_a_run_has_everything(finished: Path):
-    assert {path.name for path in finished.iterdir()} == {
+    uncommitted = {"code.diff"} if json.loads((finished / "environment.json").read_text())["git"]["dirty"] else set()
+    assert {path.name for path in finished.iterdir()} == uncommitted | {
         "config.yaml", "environment.json", "metrics.csv", "figures", "checkpoints", "decomposition", "summary.json",
         "tensorboard",
     }  # fmt: skip
