@@ -32,7 +32,8 @@ def main() -> None:
     """Hydra's command and ours to resume, with refusals explained in a sentence on stderr and exit code 1."""
     from pdlightning.resume import folder_to_resume
 
-    arguments = sys.argv[1:]
+    # Hydra reads 32 as a number, and the name of a choice must be a word.
+    sys.argv[1:] = arguments = ["precision='32'" if a == "precision=32" else a for a in sys.argv[1:]]
     # Else Hydra prints its refusal itself, and leaves nothing to explain.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:

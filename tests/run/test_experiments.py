@@ -56,7 +56,7 @@ def chosen_loss(option: str) -> str:
         *(chosen_loss(option) for option in options("loss") if option not in PENALTIES),
         *(f"logging={option}" for option in options("logging")),
         *(f"runtime={option} runtime.devices=2" for option in options("runtime")),
-        *(f"precision={option}" for option in options("precision")),
+        *(f"precision='{option}'" for option in options("precision")),
         *(f"sweep={option}" for option in options("sweep")),
         *(f"debug={option}" for option in options("debug")),
     ],
