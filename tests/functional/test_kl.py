@@ -56,6 +56,13 @@ def test_single_precision_is_exact_to_a_millionth(rows: int) -> None:
     torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-8)  # of differences of probabilities near 1e-3
 
 
+def test_the_normaliser_of_the_clean_logits_may_be_given(chunk: int) -> None:
+    clean, masked = normal(3, 4, 9), normal(3, 4, 9, seed=1).requires_grad_()
+    given, _ = pf.kl_pair(clean, masked, kl.log_normalizer(clean))
+    assert torch.equal(given, pf.kl_pair(clean, masked)[0])
+    torch.testing.assert_close(kl.log_normalizer(clean).squeeze(-1), clean.logsumexp(-1))
+
+
 def test_gradcheck(chunk: int) -> None:
     clean, masked = normal(2, 3, 5), normal(2, 3, 5, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: pf.kl_divergence(clean, x), masked)

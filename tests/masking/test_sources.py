@@ -7,13 +7,15 @@ import math
 import naive
 import pytest
 import torch
-from parity import SEED, STEP, assert_same, batch_of, built, observed, oracle_of, source_of
+from parity import SEED, STEP, VECTOR_SITES, assert_same, batch_of, built, observed, oracle_of, source_of
 from torch import Tensor
 
-from pdlightning.masking import PGD, Bernoulli, Binomial, Constant, Masks, Route
-from pdlightning.metrics import OutputMSE
+from pdlightning import ParameterDecomposition
+from pdlightning.masking import PGD, AllSites, Bernoulli, Binomial, Constant, Masks, Route
+from pdlightning.metrics import OutputMSE, ReconstructionLoss
 from pdlightning.metrics.reconstruction import compare_masked
-from pdlightning.observation import Observation
+from pdlightning.modules import SharedMLP
+from pdlightning.observation import Observation, observe
 
 NAMES = ["uniform", "binomial", "constant:0", "constant:1", "constant:0.3"]
 NAMES += [f"pgd:{init}:{scope}" for init in ("random", "ones", "zeros") for scope in ("per_position", "shared")]
@@ -177,3 +179,39 @@ def test_only_the_sites_asked_for_are_masked(name: str) -> None:
     made = source(observation, term="term", sites=["second"], loss=lambda masks: objective(observation, masks))
     assert list(made.masks) == ["second"]
     assert made.delta_masks is None or list(made.delta_masks) == ["second"]
+
+
+def test_the_noise_of_a_term_that_is_only_measured_keeps_the_gradient_of_the_next() -> None:
+    """Both interpolate the one noisy lower ci of the step, which the first asks for without gradient."""
+
+    def decomposition(*names: str) -> ParameterDecomposition:
+        losses = {
+            name: ReconstructionLoss(
+                coeff=float(name == "trained"), source=Binomial(), routing=AllSites(), comparison=OutputMSE()
+            )
+            for name in names
+        }
+        model = built().float()
+        return ParameterDecomposition(
+            target=model.restore(), sites=VECTOR_SITES, ci_fn=SharedMLP(hidden=[3]), losses=losses, seed=SEED
+        )
+
+    gradients = []
+    for names in (("measured", "trained"), ("trained",)):
+        pd = decomposition(*names)
+        pd.compute_step(batch_of("vectors", (6,)).float(), torch.tensor(STEP, dtype=torch.int32)).total.backward()
+        gradients.append([p.grad for p in pd.model.ci_fn.parameters()])
+    assert all(g is not None and g.any() for g in gradients[1])
+    assert_equal_all(*gradients)
+
+
+def assert_equal_all(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
+    assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_noise_without_a_gradient_is_refused_in_training() -> None:
+    model, batch = built().float(), batch_of("vectors", (4,)).float()
+    now = torch.tensor(STEP, dtype=torch.int32)
+    observation = observe(model, batch, seed=SEED, step=now, training=True, noisy=False)
+    with pytest.raises(RuntimeError, match="noisy=True"):
+        _ = observation.noisy_lower
