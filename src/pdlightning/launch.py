@@ -30,8 +30,8 @@ from pdlightning.resume import SUMMARY
 
 GRACE = 10.0
 """Seconds for the other ranks to end by themselves, once one has failed."""
-A_LONG_TIME = timedelta(days=7)
-"""A rank waits so long for the others: the first may be training the target. Ranks that die end the wait."""
+PATIENCE = timedelta(minutes=10)
+"""So long a rank waits for another, to come or to reach the same place."""
 REQUEST, STORE = "request.yaml", "store"
 OURS = "PDLIGHTNING_RANKS"
 
@@ -51,11 +51,11 @@ def run_on_ranks(config: dict[str, Any], folder: Path, *, resume: bool = False) 
             f" runtime.devices={runtime['devices']} on runtime.nodes={runtime['nodes']}: start {ranks}, or change"
             " these."
         )
+    check_devices(runtime)
     if ranks == 1:
         from pdlightning.run import run
 
         return run(config, folder, resume=resume)
-    check_devices(runtime)
     if started is not None:
         return run_as_rank(config, folder, resume=resume)
     if runtime["nodes"] > 1:
@@ -75,7 +75,7 @@ def ranks_started_by_others() -> int | None:
 
 
 def check_devices(runtime: dict[str, Any]) -> None:
-    """More devices than there are is an error before any rank is started."""
+    """What the machine lacks is an error before any rank is started."""
     import torch
 
     if runtime["accelerator"] not in ("gpu", "cuda"):
@@ -83,6 +83,11 @@ def check_devices(runtime: dict[str, Any]) -> None:
     there = torch.cuda.device_count()
     if runtime["devices"] > there:
         raise ConfigError(f"runtime.devices={runtime['devices']}, but this machine has {there} GPUs that torch sees.")
+    if runtime["precision"].startswith("bf16") and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            f"runtime.precision={runtime['precision']}, but {torch.cuda.get_device_name()} has no bfloat16: take"
+            " precision=32."
+        )
 
 
 def run_and_watch(config: dict[str, Any], folder: Path, *, resume: bool) -> dict[str, Any]:
@@ -226,9 +231,14 @@ def joined(config: dict[str, Any], folder: Path) -> Iterator[Path]:
     if on_gpu:
         torch.cuda.set_device(local)
     method = f"file://{Path(sys.argv[1]) / STORE}" if OURS in os.environ else "env://"
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo", init_method=method, rank=rank, world_size=ranks, timeout=A_LONG_TIME
-    )
+    backend = "nccl" if on_gpu else "gloo"
+    try:
+        dist.init_process_group(backend, init_method=method, rank=rank, world_size=ranks, timeout=PATIENCE)
+    except (dist.DistError, TimeoutError) as error:
+        raise ConfigError(
+            f"Rank {rank} of {ranks} has waited {PATIENCE.total_seconds():.0f} s for the others. Have all been started,"
+            f" and can they reach each other? ({' '.join(str(error).split())[:200]})"
+        ) from error
     yield agreed_folder(config, folder)
     gc.collect()  # a DistributedDataParallel must be gone before its group is
     dist.destroy_process_group()

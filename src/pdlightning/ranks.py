@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+A_LONG_TIME = timedelta(days=7)
+"""The first rank may be training a target; that a rank has died ends the wait."""
 
 _alone = False
 
@@ -95,8 +99,12 @@ def on_any_rank(flag: bool, device: torch.device) -> bool:
 @contextmanager
 def first_rank_first() -> Iterator[None]:
     """The first rank does the work while the others wait; what it leaves behind is there when they do it."""
+    if n_ranks() == 1:
+        yield
+        return
+    patient = dist.new_group(backend="gloo", timeout=A_LONG_TIME)
     if rank() > 0:
-        dist.barrier()
+        dist.barrier(patient)  # pyright: ignore[reportArgumentType]
     yield
-    if rank() == 0 and n_ranks() > 1:
-        dist.barrier()
+    if rank() == 0:
+        dist.barrier(patient)  # pyright: ignore[reportArgumentType]

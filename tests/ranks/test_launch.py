@@ -6,15 +6,18 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pdlightning import launch
 from pdlightning.config import ConfigError
 from pdlightning.launch import run_on_ranks
 
@@ -114,6 +117,42 @@ def test_ranks_that_cannot_be_are_refused_before_any_is_started(
     with pytest.raises(ConfigError, match=said):
         run_on_ranks({"runtime": runtime}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "PATIENCE", timedelta(seconds=2))
+    with (
+        pytest.raises(ConfigError, match="Rank 0 of 2 has waited 2 s for the others"),
+        launch.joined({"runtime": {"accelerator": "cpu"}}, tmp_path),
+    ):
+        pass
+
+
+def test_ranks_with_different_configs_all_say_so(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                     "MASTER_PORT": str(port)}  # fmt: skip
+        call = [sys.executable, "-m", "pdlightning", *FAST, f"seed={rank}", "hydra.run.dir=run"]
+        processes.append(
+            subprocess.Popen(
+                call, cwd=tmp_path, env=environment(tmp_path) | variables, stderr=subprocess.PIPE, text=True
+            )
+        )
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1 and "Rank 1 has another config than rank 0" in said, said[-2000:]
+        assert "seed" in said
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_sharded_model_is_evaluated_and_drawn_like_a_whole_one(tmp_path: Path) -> None:
