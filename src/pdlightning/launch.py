@@ -34,6 +34,7 @@ PATIENCE = timedelta(minutes=10)
 """So long a rank waits for another, to come or to reach the same place."""
 REQUEST, STORE = "request.yaml", "store"
 OURS = "PDLIGHTNING_RANKS"
+"""In the environment of our ranks: the file in which they meet."""
 
 
 class RankError(RuntimeError):
@@ -123,11 +124,11 @@ def start(rank: int, place: Path, runtime: dict[str, Any], reader: int) -> subpr
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",  # nobody listens: the ranks meet in a file
         "TORCHELASTIC_RUN_ID": "pdlightning",  # to the Trainer these are ranks that exist already
-        OURS: str(reader),
+        OURS: str(place / STORE),
     }
     log = None if rank == 0 else (place / f"{rank}.log").open("wb")
     return subprocess.Popen(
-        [sys.executable, "-m", "pdlightning.launch", str(place)],
+        [sys.executable, "-m", "pdlightning.launch", str(place), str(reader)],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -139,7 +140,7 @@ def start(rank: int, place: Path, runtime: dict[str, Any], reader: int) -> subpr
 
 @contextmanager
 def forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM, SIGUSR1) reaches every rank, which ends after its step; the second kills them."""
+    """The first Ctrl-C (or other signal) reaches every rank, which ends after its step; the second kills them."""
     seen = 0
 
     def forward(number: int, frame: object) -> None:
@@ -149,7 +150,7 @@ def forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
             if process.poll() is None:
                 process.send_signal(number if seen == 1 else signal.SIGKILL)
 
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -180,7 +181,7 @@ def wait_for(ranks: list[subprocess.Popen[bytes]], place: Path) -> None:
         raise failure(codes, place)
 
 
-def failure(codes: list[int | None], place: Path) -> Exception:
+def failure(codes: list[int | None], place: Path) -> BaseException:
     """What the first rank that failed has said. One that ended without a word is why the others failed.
 
     `codes` are the exit codes of the ranks, None of those that had to be ended.
@@ -193,15 +194,17 @@ def failure(codes: list[int | None], place: Path) -> Exception:
             from pdlightning.callbacks import Interrupted
 
             return Interrupted(error["text"])
+        if error["kind"] == "KeyboardInterrupt":  # before the first step
+            return KeyboardInterrupt()
         return RankError(error["text"])
     number = silent[0]
     code = codes[number] or 0
     how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit code {code}"
     log = place / f"{number}.log"
     last = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+    hint = " Mostly that means that the machine ran out of memory." if -code == signal.SIGKILL else ""
     return RankError(
-        f"Rank {number} of {len(codes)} ended {how} without a word, and the others were stopped. SIGKILL mostly means"
-        f" that the machine ran out of memory.\n{last}".rstrip()
+        f"Rank {number} of {len(codes)} ended {how} without a word, and the others were stopped.{hint}\n{last}".rstrip()
     )
 
 
@@ -230,7 +233,7 @@ def joined(config: dict[str, Any], folder: Path) -> Iterator[Path]:
         rank, ranks, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if on_gpu:
         torch.cuda.set_device(local)
-    method = f"file://{Path(sys.argv[1]) / STORE}" if OURS in os.environ else "env://"
+    method = f"file://{os.environ[OURS]}" if OURS in os.environ else "env://"
     backend = "nccl" if on_gpu else "gloo"
     try:
         dist.init_process_group(backend, init_method=method, rank=rank, world_size=ranks, timeout=PATIENCE)
@@ -273,9 +276,9 @@ def end_with(reader: int) -> None:
 
 
 def main() -> None:
-    """`python -m pdlightning.launch PLACE`: one of our ranks."""
+    """`python -m pdlightning.launch PLACE READER`: one of our ranks."""
     place, number = Path(sys.argv[1]), os.environ["RANK"]
-    end_with(int(os.environ[OURS]))
+    end_with(int(sys.argv[2]))
     request = yaml.safe_load((place / REQUEST).read_text())
     from pdlightning.commands import quiet_libraries, sentence_of
 

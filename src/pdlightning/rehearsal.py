@@ -40,10 +40,10 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
     check_losses(config, decomposition, batch_size=batch_size)
     batch = next(iter(data.val_dataloader()))
     samples = batch_size // (runtime["devices"] * runtime["nodes"]) if isinstance(batch_size, int) else None
-    precision, shards = runtime["precision"], shards_of(runtime)
-    sizes = sizes_of(decomposition, batch, precision=precision, samples=samples, shards=shards)
+    precision = runtime["precision"]
+    sizes = sizes_of(decomposition, batch, precision=precision, samples=samples, shards=shards_of(runtime))
     sizes.check(runtime)
-    with mixed_precision(runtime["precision"], torch.device("cpu")):
+    with mixed_precision(precision, torch.device("cpu")):
         measured = try_out(config, decomposition, evaluation, batch)
     decomposition.model.restore()
     check_objective(config["objective"], measured, later=list(evaluation.slow_metrics))

@@ -99,10 +99,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
     first = rank() == 0
     with owned(folder, resume=resume) if first else nullcontext():
         if first:
-            atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
-            atomic_write_json(folder / "environment.json", run_environment())
-            if (changes := uncommitted_changes()) is not None:
-                atomic_write_text(folder / "code.diff", changes)
+            write_origin(folder, config)
         with mistakes_of_the_user():
             with first_rank_first():
                 target = make_target(config, source)
@@ -132,11 +129,17 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         if first:
             export_decomposition(folder, decomposition, state, config=config, target=target, summary=summary)
             atomic_write_json(folder / SUMMARY, summary)
-    rank_zero_info(result_table(summary, config))
-    rank_zero_info(f"Everything of this run is in {folder}")
-    for page in sorted((folder / "figures").glob("*.html")):
-        rank_zero_info(f"To read in a browser: {page}")
+    pages = [f"To read in a browser: {page}" for page in sorted((folder / "figures").glob("*.html"))]
+    rank_zero_info("\n".join([result_table(summary, config), f"Everything of this run is in {folder}", *pages]))
     return summary
+
+
+def write_origin(folder: Path, config: Config) -> None:
+    """What makes a run again: its config, versions and commit, and what was not committed."""
+    atomic_write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    atomic_write_json(folder / "environment.json", run_environment())
+    if (changes := uncommitted_changes()) is not None:
+        atomic_write_text(folder / "code.diff", changes)
 
 
 def target_alone(config: Config) -> Target:

@@ -70,11 +70,11 @@ class RunCheckpoint(Checkpoint):
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ParameterDecomposition, checkpoint: dict[str, Any]
     ) -> None:
+        if rank() > 0:  # the sums of all ranks go on with the first
+            return
         for name, (total, count) in checkpoint["loss_sums"].items():
             loss = pl_module.terms[name]
             loss.sum, loss.count = total.to(loss.sum), count.to(loss.count)
-            if rank() > 0:  # the sums of all ranks are with the first
-                loss.reset()
 
     def save(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:
         """Write the state after the newest step, once; the rows of metrics.csv before it, so that none is lost."""
