@@ -15,7 +15,7 @@ import pytest
 import torch
 from run.conftest import rows_of, summary_of, tensors_of, without_speed
 
-from pdlightning.callbacks import Interrupted
+from pdlightning.callbacks import Interrupted, RunCheckpoint
 from pdlightning.checkpoints import checkpoints_by_step
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.run import run
@@ -146,6 +146,24 @@ def test_ctrl_c_before_the_first_step_says_that_there_is_nothing_to_go_on_with(
     with pytest.raises(Interrupted, match="before the first step, .*start the run again"):
         run(tiny(), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_interruption_between_two_steps_is_obeyed_after_the_next_with_a_checkpoint(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder, start = tiny(), tmp_path / "run", ParameterDecomposition.on_train_batch_start
+
+    def between(self: ParameterDecomposition, *batch: Any) -> None:  # callbacks have looked at the end of the step
+        start(self, *batch)
+        if self.global_step == 3:
+            callback = next(c for c in self.trainer.callbacks if isinstance(c, RunCheckpoint))
+            callback.saved, callback.interrupted = 0, True
+            callback.on_train_batch_start(self.trainer)
+
+    monkeypatch.setattr(ParameterDecomposition, "on_train_batch_start", between)
+    with pytest.raises(Interrupted, match="Stopped after step 4"):
+        run(config, folder)
+    assert (folder / "checkpoints" / "step=4.ckpt").exists()
 
 
 def test_a_run_that_died_between_its_last_step_and_its_export_is_completed(

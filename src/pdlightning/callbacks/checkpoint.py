@@ -128,8 +128,8 @@ class RunCheckpoint(Checkpoint):
         self.previous = {}
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
-        if self.interrupted and n_ranks() == 1:  # during the warmup or the first evaluation
-            raise Interrupted("Stopped before the first step, so there is nothing to go on with: start the run again.")
+        if self.interrupted and n_ranks() == 1 and trainer.global_step == self.saved:  # during a warmup or evaluation
+            self.end(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ParameterDecomposition, *_: Any) -> None:  # type: ignore[override]
         last = trainer.global_step == trainer.max_steps
@@ -139,12 +139,18 @@ class RunCheckpoint(Checkpoint):
         if stopping or last or trainer.global_step % self.every == 0:
             self.save(trainer, pl_module)
         if stopping and not last:
-            if self.asked_by is not None and self.asked_by in QUEUE_AGAIN:
-                queue_again(self.asked_by, self.then)
-            raise Interrupted(
-                f"Stopped after step {trainer.global_step} of {trainer.max_steps}. Go on with:\n"
-                f"  python -m pdlightning resume={self.folder.parent}"
-            )
+            self.end(trainer)
+
+    def end(self, trainer: Trainer) -> None:
+        """End the training where everything is saved."""
+        if self.asked_by is not None and self.asked_by in QUEUE_AGAIN:
+            queue_again(self.asked_by, self.then)
+        if trainer.global_step == 0:
+            raise Interrupted("Stopped before the first step, so there is nothing to go on with: start the run again.")
+        raise Interrupted(
+            f"Stopped after step {trainer.global_step} of {trainer.max_steps}. Go on with:\n"
+            f"  python -m pdlightning resume={self.folder.parent}"
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:  # type: ignore[override]
         self.restore_signals()
