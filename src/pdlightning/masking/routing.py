@@ -21,7 +21,12 @@ class Route:
 
 
 class Routing:
-    """Yields one Route for every forward that the term makes."""
+    """Yields one Route for every forward that the term makes.
+
+    `starts_late`: whether some of them leave the first sites alone, so that the clean run is worth keeping.
+    """
+
+    starts_late = False
 
     def __call__(self, observation: Observation, *, term: str) -> Iterator[Route]:
         raise NotImplementedError(f"{type(self).__name__} must yield routes in __call__(observation, term=...).")
@@ -36,6 +41,8 @@ class AllSites(Routing):
 
 class EachSite(Routing):
     """Layerwise: one forward per site, only that site routed; values and counts add up: `each_site`."""
+
+    starts_late = True
 
     def __call__(self, observation: Observation, *, term: str) -> Iterator[Route]:
         for site in observation.sites:

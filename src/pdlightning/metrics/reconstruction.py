@@ -42,7 +42,7 @@ class ReconstructionLoss(Loss):
     ):
         super().__init__(coeff=coeff, **metric_arguments)
         self.source, self.routing, self.comparison = source, routing, comparison
-        self.needs_outputs = comparison.needs_outputs
+        self.needs_outputs = comparison.needs_outputs or routing.starts_late
 
     def prepare(self, model: ComponentModel) -> None:
         self.source.prepare(model)

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pdlightning.functional.kl import log_normalizer
 from pdlightning.functional.random import KeyedRandom
 from pdlightning.modules.batches import default_output, default_run_batch
 from pdlightning.modules.ci import SQUASHINGS, CausalImportances, CIFunction, CIShape, Squash, site_key
-from pdlightning.modules.site import Components, CurrentPass, Pass, Products, Site
-from pdlightning.modules.surgery import find_sites, install, uninstall
-
-
-@dataclass(eq=False)
-class Run:
-    """One forward of the target: its output and, where they were asked for, the inputs and outputs of the sites.
-
-    A clean run keeps the products of its inputs, for whoever needs them next.
-    """
-
-    output: Tensor
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    products: dict[str, Products]
-    kept_normalizer: Tensor | None = None
-
-    @property
-    def log_normalizer(self) -> Float[Tensor, "*leading 1"]:
-        """log sum exp of the logits that the output is, computed once for all KLs of a step."""
-        if self.kept_normalizer is None:  # functools.cached_property holds a lock, which a compiler cannot trace
-            self.kept_normalizer = log_normalizer(self.output)
-        return self.kept_normalizer
+from pdlightning.modules.passes import CurrentPass, Pass, Products, Run
+from pdlightning.modules.site import Components, Site
+from pdlightning.modules.surgery import find_sites, install, install_blocks, uninstall
 
 
 class ComponentsBySite(nn.Module, Mapping[str, Components]):
@@ -101,6 +79,7 @@ class ComponentModel(nn.Module):
         self.output = output or default_output
         inside_out = [install(target, spec, self._current, seed=seed) for spec in reversed(specs)]
         self.components = ComponentsBySite(inside_out[::-1])
+        install_blocks(target, list(self.components), self._current)
         self.ci_fn = ci_fn
         try:
             ci_fn.build({path: CIShape(_ci_width(ci_fn, c), c.C) for path, c in self.components.items()}, seed=seed)
@@ -128,9 +107,9 @@ class ComponentModel(nn.Module):
         return super()._apply(fn, recurse)
 
     def clean(self, batch: Any, *, outputs: bool = False) -> Run:
-        """The target as it is, with the inputs (and outputs) of the sites written down; no gradient."""
+        """The target as it is, with the inputs of the sites (and outputs, and of blocks) written down; no gradient."""
         with torch.no_grad():
-            return self._run(batch, Pass(inputs={}, outputs={} if outputs else None))
+            return self._run(batch, Pass(inputs={}, outputs={} if outputs else None, blocks={} if outputs else None))
 
     def masked(
         self,
@@ -144,16 +123,14 @@ class ComponentModel(nn.Module):
     ) -> Run:
         """A forward in which exactly the sites in `masks` run through their subcomponents (spec C4-C6).
 
-        `clean` is the clean run of the same batch, whose products save those of the first masked site.
+        `clean` is the clean run of the same batch: what it kept is not computed again.
         """
         for name, given in (("delta_masks", delta_masks), ("routes", routes)):
             if given is not None and given.keys() != masks.keys():
                 raise ValueError(f"{name} must name the sites of masks, {sorted(masks)}, got {sorted(given)}.")
         if unknown := masks.keys() - self.components.keys():
             raise ValueError(f"masks name {sorted(unknown)}, but the sites are {list(self.components)}.")
-        return self._run(
-            batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None, clean=clean and clean.products)
-        )
+        return self._run(batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None, clean=clean))
 
     def _run(self, batch: Any, now: Pass) -> Run:
         self._current.value = now
@@ -163,7 +140,7 @@ class ComponentModel(nn.Module):
             self._current.value = None
         inputs = now.inputs or {}
         products = {path: Products(self.components[path], x) for path, x in inputs.items()}
-        return Run(output, inputs, now.outputs or {}, products)
+        return Run(output, inputs, now.outputs or {}, products, now.blocks or {})
 
     def causal_importances(self, clean: Run, *, distinct: int | None = None) -> CausalImportances:
         """ci from the clean inputs of the sites (spec I1).

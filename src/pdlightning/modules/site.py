@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor, nn
 
 from pdlightning.functional.components import masked_product
 from pdlightning.functional.random import key_generator
+from pdlightning.modules.passes import CurrentPass, Products
 
 SiteKind = Literal["linear", "conv1d", "embedding", "identity"]
+PRE_IDENTITY = ".pre_identity"
 SUPPORTED = "nn.Linear, transformers' Conv1D, nn.Embedding, or `<path>.pre_identity` in front of a module"
 
 
@@ -121,59 +122,10 @@ class Components(nn.Module):
         return f"{self.path}, {self.kind}, d_in={self.d_in}, d_out={self.d_out}, C={self.C}"
 
 
-class Products:
-    """x V and x W^T of one input of a site, each computed when first asked for and then kept.
-
-    What was computed without gradient is computed again for whoever needs its gradient.
-    """
-
-    def __init__(self, components: Components, x: Tensor):
-        self.components, self.x = components, x
-        self.activation: Tensor | None = None
-        self.target_product: Tensor | None = None
-
-    def with_V(self) -> Float[Tensor, "*leading C"]:
-        needs_grad = torch.is_grad_enabled() and self.components.V.requires_grad
-        if self.activation is None or (needs_grad and not self.activation.requires_grad):
-            self.activation = self.components.activation(self.x)
-        return self.activation
-
-    def with_weight(self) -> Float[Tensor, "*leading d_out"]:
-        needs_grad = torch.is_grad_enabled() and self.x.requires_grad
-        if self.target_product is None or (needs_grad and not self.target_product.requires_grad):
-            self.target_product = self.components.target_product(self.x)
-        return self.target_product
-
-
 def _normal(*shape: int, std: float, like: Tensor | None, generator: torch.Generator) -> Tensor:
     """Drawn in float32 on the CPU whatever the target is, so that the same key gives the same start everywhere."""
     draw = torch.randn(*shape, generator=generator, dtype=torch.float32) * std
     return draw if like is None else draw.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-@dataclass(eq=False)
-class Pass:
-    """What the sites do in one forward of the target, and what they write down.
-
-    Sites named in `masks` run through their masked subcomponents, all others run the target's weight (spec C6).
-
-    `clean` holds the products of the clean inputs. Until the first masked site has run, everything is as in the clean
-    forward, so what enters that site is its clean input, and its products need not be computed again.
-    """
-
-    masks: dict[str, Float[Tensor, "*leading C"]] = field(default_factory=dict)
-    delta_masks: dict[str, Float[Tensor, " *leading"]] | None = None
-    routes: dict[str, Bool[Tensor, " *leading"]] | None = None
-    inputs: dict[str, Tensor] | None = None
-    outputs: dict[str, Tensor] | None = None
-    clean: dict[str, Products] | None = None
-
-
-class CurrentPass:
-    """The pass that the sites of one model are in; None while the target runs as it always did."""
-
-    def __init__(self) -> None:
-        self.value: Pass | None = None
 
 
 class StandIn(nn.Module):
@@ -207,7 +159,7 @@ class Site(StandIn):
                 )
             now.inputs[path] = x
         if path in now.masks:
-            products = None if now.clean is None else now.clean[path]
+            products = None if now.clean is None else now.clean.products[path]
             now.clean = None  # from here on nothing is as in the clean forward
             out = self.components(
                 x,
@@ -216,6 +168,8 @@ class Site(StandIn):
                 route=None if now.routes is None else now.routes[path],
                 products=products,
             )
+        elif now.clean is not None and path in now.clean.outputs:
+            out = now.clean.outputs[path]
         else:
             out = self.module(x)
         if now.outputs is not None:
@@ -233,3 +187,30 @@ class PreIdentity(StandIn):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         return self.module(self.pre_identity(x), *args, **kwargs)
+
+
+class Block(StandIn):
+    """A block of the target that holds sites: its result is the clean one until the first masked site has run.
+
+    So a forward with masks in late sites alone starts at the block of the first of them.
+    """
+
+    def __init__(self, *, path: str, module: nn.Module, sites: list[str], current: CurrentPass):
+        super().__init__()
+        self.module = module
+        self._path, self._sites = path, sites
+        self._current = current
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        now = self._current.value
+        if now is None:
+            return self.module(*args, **kwargs)
+        clean = now.clean
+        if clean is not None and self._path in clean.blocks and not any(site in now.masks for site in self._sites):
+            if now.outputs is not None:
+                now.outputs.update({site: clean.outputs[site] for site in self._sites})
+            return clean.blocks[self._path]
+        result = self.module(*args, **kwargs)
+        if now.blocks is not None:
+            now.blocks[self._path] = result
+        return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from pdlightning.modules.surgery import PRE_IDENTITY
+from pdlightning.modules.site import PRE_IDENTITY
 
 Groups = int | Mapping[str, list[str]]
 

@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from pdlightning.modules.site import SUPPORTED, Components, CurrentPass, PreIdentity, Site, SiteKind, site_kind
-
-PRE_IDENTITY = ".pre_identity"
+from pdlightning.modules.passes import CurrentPass
+from pdlightning.modules.site import PRE_IDENTITY, SUPPORTED, Block, Components, PreIdentity, Site, SiteKind, site_kind
+from pdlightning.modules.site_groups import block_of
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,19 @@ def install(target: nn.Module, spec: SiteSpec, current: CurrentPass, *, seed: in
     return components
 
 
+def install_blocks(target: nn.Module, sites: list[str], current: CurrentPass) -> None:
+    """Put a stand-in around every block of the target (`block_of`) that holds some of the sites."""
+    blocks: dict[str, list[str]] = {}
+    for site in sites:
+        blocks.setdefault(block_of(site), []).append(site)
+    for path, members in blocks.items():
+        if path not in members:
+            module = target.get_submodule(path)
+            target.set_submodule(path, Block(path=path, module=module, sites=members, current=current))
+
+
 def uninstall(target: nn.Module) -> None:
     """Put every module back in the place its site stood in, from the innermost outwards."""
     for path, module in reversed(list(target.named_modules(remove_duplicate=False))):
-        if isinstance(module, PreIdentity | Site):
+        if isinstance(module, PreIdentity | Site | Block):
             target.set_submodule(path, module.module)
