@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pdlightning.decomposition import ParameterDecomposition
-    from pdlightning.runs import load_run
+    from pdlightning.loading import load_run
 
 __all__ = ["ParameterDecomposition", "load_run"]
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return ParameterDecomposition
     if name == "load_run":
-        from pdlightning.runs import load_run
+        from pdlightning.loading import load_run
 
         return load_run
     raise AttributeError(f"module 'pdlightning' has no attribute {name!r}")

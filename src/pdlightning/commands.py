@@ -81,7 +81,7 @@ def go_on(folder: Path, runtime: dict[str, Any]) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"{folder / CONFIG} is damaged: {error}") from error
     if (folder / SUMMARY).is_file():
-        from pdlightning.report import result_table
+        from pdlightning.results import result_table
 
         print(f"{folder} has finished, there is nothing to go on with. Its results:")
         print(result_table(json.loads((folder / SUMMARY).read_text()), config))

@@ -14,8 +14,8 @@ from torch import Tensor
 from pdlightning.build import Config, Target
 from pdlightning.config import ConfigError
 from pdlightning.decomposition import ParameterDecomposition
+from pdlightning.loading import DECOMPOSITION, describe_sites
 from pdlightning.resume import CONFIG
-from pdlightning.runs import DECOMPOSITION, describe_sites
 from pdlightning.storage import complete_folder, load_decomposition
 
 TAKEN = ("model.components.", "model.ci_fn.")

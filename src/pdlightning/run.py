@@ -32,13 +32,13 @@ from pdlightning.callbacks import Evaluate, RunCheckpoint, StepProgress, Through
 from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
 from pdlightning.config import ConfigError, instantiate
 from pdlightning.finetune import start_of
+from pdlightning.loading import export_decomposition
 from pdlightning.loggers import MetricsCSV
 from pdlightning.metrics.evaluation import Page
 from pdlightning.ranks import first_rank_first, rank
 from pdlightning.rehearsal import rehearse
-from pdlightning.report import goals_met, result_table
+from pdlightning.results import goals_met, result_table
 from pdlightning.resume import CONFIG, SUMMARY
-from pdlightning.runs import export_decomposition
 from pdlightning.runtime import prepare_runtime
 from pdlightning.schema import complete
 from pdlightning.sharding import ShardedStrategy

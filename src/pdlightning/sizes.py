@@ -16,7 +16,7 @@ from pdlightning.config import ConfigError
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.dry import TRUE_DTYPES, DryDecomposition, NotCountable, StepCost
 from pdlightning.modules.surgery import find_sites
-from pdlightning.report import aligned, number
+from pdlightning.results import aligned, number
 
 ROWS = 24
 """At most so many rows of sites."""

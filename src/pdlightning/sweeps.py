@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from pdlightning.commands import ERROR
-from pdlightning.report import VERDICT, number
+from pdlightning.results import VERDICT, number
 from pdlightning.resume import SUMMARY
 
 SHOWN = ("tol_0.1", "mmcs", "ml2r", "loss/total")

@@ -13,7 +13,7 @@ import pytest
 
 from pdlightning import sweeps
 from pdlightning.__main__ import CONF, main
-from pdlightning.report import goals_met, result_table
+from pdlightning.results import goals_met, result_table
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
