@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from pdlightning.compiling import Compile
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.masking import AdamAscent, AllSites, Binomial, PersistentPGD
 from pdlightning.metrics import OutputMSE, ReconstructionLoss
@@ -55,7 +56,7 @@ def resid_mlp3(*, batch_size: int, C: int, hidden: int) -> Recipe:
     )
 
 
-def build(case: str, *, compile: bool, small: bool) -> tuple[ParameterDecomposition, Tensor]:
+def build(case: str, *, compile: Compile, small: bool) -> tuple[ParameterDecomposition, Tensor]:
     """A decomposition at its start and its batch, on the CPU. The shapes of the spec (section 9), unless `small`."""
     if case == "tms_5-2":
         recipe = RECIPES[case]
@@ -147,16 +148,14 @@ def measure(case: str, precision: Precision, mode: Mode, *, device: str, small: 
     """Losses of the first steps; then ms, GB at most, host waits and (eager) FLOPs of a step."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     before = resident()
-    decomposition, batch = build(case, compile=mode != "eager", small=small)
+    compile: Compile = "graphs" if mode == "graphs" else mode == "compiled"
+    decomposition, batch = build(case, compile=compile, small=small)
     if precision == "bf16":
         for parameter in decomposition.target.parameters():  # V and U, which require grad, are in there as well
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
     batch = place(decomposition, batch, device)
     step = stepping(decomposition, batch, precision)
-    if mode == "graphs":
-        decomposition.compiled_step = torch.compile(decomposition._compute_step, mode="reduce-overhead")
-        step = marked(step)
     losses = [values(step()) for _ in range(COMPARED_STEPS)]
     found: dict[str, Any] = {"losses": losses, "samples": len(batch)}
     if mode == "eager":
@@ -171,16 +170,6 @@ def measure(case: str, precision: Precision, mode: Mode, *, device: str, small: 
 
 def values(pairs: dict[str, Any]) -> dict[str, float]:
     return {name: float(total.detach() / count) for name, (total, count) in pairs.items()}
-
-
-def marked(step):
-    """Tells the memory of CUDA graphs that what the last step returned is no longer read."""
-
-    def marked_step():
-        torch.compiler.cudagraph_mark_step_begin()
-        return step()
-
-    return marked_step
 
 
 def milliseconds(step, device: str, *, seconds: float, blocks: int) -> float:

@@ -55,7 +55,7 @@ def autocast(precision: str, function, *arguments):
         return function(*arguments)
 
 
-def our_toy(recipe, *, compile: bool, more_losses=None):
+def our_toy(recipe, *, compile: Any, more_losses=None):
     """A recipe of `plain.py`, and losses beside its own, through ParameterDecomposition."""
     import torch
 
@@ -94,7 +94,7 @@ def our_toy(recipe, *, compile: bool, more_losses=None):
     return decomposition, batch
 
 
-def our_language_model(*, compile: bool, shape=None, sites=None, p: Any = 1.0, lr: Any = 5e-5, source_lr: Any = 0.01):
+def our_language_model(*, compile: Any, shape=None, sites=None, p: Any = 1.0, lr: Any = 5e-5, source_lr: Any = 0.01):
     """The recipe of `plain_lm.py` through ParameterDecomposition; by default every site has the C of the shape."""
     from plain_lm import ADAM_BETAS, Shape, target_of, tokens_of
 

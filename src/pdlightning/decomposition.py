@@ -6,23 +6,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from pdlightning import functional as pf
+from pdlightning.compiling import Compile, check_graphs, compiled
+from pdlightning.editing import Editing
 from pdlightning.functional.losses import Pair
 from pdlightning.guards import FiniteGuard
 from pdlightning.masking import PersistentPGD, Source
 from pdlightning.metrics.loss import Loss
 from pdlightning.modules.batches import empty_last
-from pdlightning.modules.ci import CausalImportances, CIFunction, Squash
+from pdlightning.modules.ci import CIFunction, Squash
 from pdlightning.modules.component_model import ComponentModel, ComponentsBySite
 from pdlightning.observation import Observation, observe
 from pdlightning.optimization import AdamW, FaithfulnessWarmup
 from pdlightning.ranks import gathered, means_over_ranks, own_part
 from pdlightning.sharding import full, shard
+from pdlightning.sharing.pretrained import Pretrained
 
 
 class Step(NamedTuple):
@@ -33,7 +35,7 @@ class Step(NamedTuple):
     ci_lower: dict[str, Tensor]
 
 
-class ParameterDecomposition(LightningModule):
+class ParameterDecomposition(Editing, Pretrained, LightningModule):
     """Decomposes the weights of a frozen target into rank-one subcomponents and a ci function.
 
     Args:
@@ -45,7 +47,7 @@ class ParameterDecomposition(LightningModule):
         faithfulness_warmup: steps on faithfulness alone before step 0, or None.
         squash: how ci logits become ci (spec I1).
         seed: of the initial weights and of every draw (spec D2).
-        compile: compile the losses of a step with torch.compile.
+        compile: compile the losses of a step with torch.compile; "graphs" replays them as CUDA graphs too.
         run_batch: (target, batch) -> result; by default target(x), target(batch[0]) or target(**batch).
         output: result -> the tensor compared; by default the tensor, `.logits`, or the first of a tuple.
     """
@@ -65,7 +67,7 @@ class ParameterDecomposition(LightningModule):
         faithfulness_warmup: FaithfulnessWarmup | None = None,
         squash: Squash = "leaky_hard",
         seed: int = 0,
-        compile: bool = False,
+        compile: Compile = False,
         run_batch: Callable[[nn.Module, Any], Any] | None = None,
         output: Callable[[Any], Tensor] | None = None,
     ):
@@ -98,7 +100,7 @@ class ParameterDecomposition(LightningModule):
         self.register_buffer("step_now", torch.zeros((), dtype=torch.int32), persistent=False)
         self.register_buffer("part_now", torch.zeros((), dtype=torch.int32), persistent=False)
         self.micro_batches = 1
-        self.compiled_step = torch.compile(self._compute_step) if compile else None
+        self.compiled_step, self.as_graphs = compiled(self._compute_step, compile), compile == "graphs"
         self.primed = False
 
     @property
@@ -108,21 +110,6 @@ class ParameterDecomposition(LightningModule):
     @property
     def components(self) -> ComponentsBySite:
         return self.model.components
-
-    @torch.no_grad()
-    def causal_importances(self, batch: Any) -> CausalImportances:
-        """`.lower`, `.upper`, `.logits`: dict site -> `[*leading, C]` (spec I1), without gradient."""
-        return self.model.causal_importances(self.model.clean(batch))
-
-    def masked_forward(
-        self,
-        batch: Any,
-        masks: dict[str, Float[Tensor, "*leading C"]],
-        delta_masks: dict[str, Float[Tensor, " *leading"]] | None = None,
-        routes: dict[str, Bool[Tensor, " *leading"]] | None = None,
-    ) -> Tensor:
-        """The output when exactly the sites in `masks` run through their masked subcomponents (spec C4-C6)."""
-        return self.model.masked(batch, masks, delta_masks=delta_masks, routes=routes).output
 
     def compute_step(self, batch: Any, step: Tensor) -> Step:
         rows = differing = None
@@ -249,6 +236,8 @@ class ParameterDecomposition(LightningModule):
             self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
         )
         self.micro_batches = self.trainer.accumulate_grad_batches
+        if self.as_graphs:
+            check_graphs(self.device, ranks=self.trainer.world_size, micro_batches=self.micro_batches)
         for loss in self.terms.values():
             loss.check_training(micro_batches=self.micro_batches, loss_scaled=self.trainer.precision == "16-mixed")
 

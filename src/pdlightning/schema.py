@@ -11,7 +11,8 @@ from pdlightning.config import MISSING, ConfigError, instantiate, join
 BUILT = ("target", "data", "pd", "metric", "loss", "ci_fn", "comparison")
 """The parts of a config that are trees of `_target_`; their schema is the constructors."""
 
-ADDED = {"init_from": None, "target_steps": None}
+ADDED: dict[str, Any] = {"init_from": None, "target_steps": None, "labels": None}
+ADDED_TO_LOGGING: dict[str, Any] = {"run_name": None, "group": None, "tags": [], "swept": {}}
 ADDED_TO_RUNTIME = {
     "target_dtype": None,
     "nodes": 1,
@@ -32,7 +33,7 @@ class Runtime:
         nodes: machines.
         strategy: how several ranks work together, or `auto`: DDP where there are several.
         target_dtype: of the weights of the frozen target, cast once; None: as it was made.
-        compile: torch.compile the step.
+        compile: torch.compile the step; `graphs` replays it as CUDA graphs too, on one GPU. That is not measured yet.
         accumulate: batches whose gradients are averaged into one step.
         checkpoint_activations: of the ci function's transformers, computed a second time instead of kept.
         threads: of torch on the CPU, or None for its own choice.
@@ -42,7 +43,7 @@ class Runtime:
     accelerator: str
     devices: int
     precision: Literal["64-true", "32-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed"]
-    compile: bool
+    compile: bool | Literal["graphs"]
     threads: int | None
     keep_memory: bool
     target_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None
@@ -53,6 +54,13 @@ class Runtime:
 
     def __post_init__(self) -> None:
         at_least_one(self, "devices", "nodes", "accumulate", *(["threads"] if self.threads is not None else []))
+        one_gpu = self.accelerator in ("gpu", "cuda") and self.devices * self.nodes * self.accumulate == 1
+        if self.compile == "graphs" and not one_gpu:
+            raise ValueError(
+                "compile=graphs replays the step of one GPU: it needs runtime=gpu, one device, one node and accumulate"
+                f" 1, got {self.accelerator}, {self.devices}, {self.nodes} and {self.accumulate}. compile=true works"
+                " everywhere."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,8 @@ class Logging:
         checkpoint_every: checkpoints to resume from.
         progress: show a progress bar.
         loggers: name -> logger beside metrics.csv.
+        run_name, group, tags: of the run in loggers and tables; None and none: those of `naming`.
+        swept: setting -> value, filled in by a sweep.
     """
 
     log_every: int
@@ -74,6 +84,10 @@ class Logging:
     checkpoint_every: int
     progress: bool
     loggers: dict[str, Any]
+    run_name: str | None
+    group: str | None
+    tags: list[str]
+    swept: dict[str, Any]
 
     def __post_init__(self) -> None:
         at_least_one(self, "log_every", "eval_every", "slow_eval_every", "checkpoint_every")
@@ -96,6 +110,7 @@ class Run:
         allow: further packages that `_target_` may name.
         goal: logged name -> {min, max}.
         objective: logged name of the number a run returns to a sweep.
+        labels: what the run is in the words of its user, name -> value; computes nothing.
     """
 
     name: str
@@ -109,6 +124,7 @@ class Run:
     objective: str
     init_from: str | None
     target_steps: int | None
+    labels: dict[str, str | int | float | bool] | None
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps", *(["target_steps"] if self.target_steps is not None else []))
@@ -119,8 +135,9 @@ class Run:
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with what its version of the project did not know yet, as it was then."""
-    runtime = {**ADDED_TO_RUNTIME, **config["runtime"]} if isinstance(config.get("runtime"), Mapping) else None
-    return {**ADDED, **config, **({} if runtime is None else {"runtime": runtime})}
+    added = {"runtime": ADDED_TO_RUNTIME, "logging": ADDED_TO_LOGGING}
+    parts = {name: {**new, **config[name]} for name, new in added.items() if isinstance(config.get(name), Mapping)}
+    return {**ADDED, **config, **parts}
 
 
 def at_least_one(settings: Any, *names: str) -> None:

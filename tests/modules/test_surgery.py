@@ -51,6 +51,17 @@ def test_restore_gives_the_very_target_back(sites: dict[str, int]) -> None:
     decomposed(target, sites)
 
 
+def test_identities_in_front_of_modules_in_one_another() -> None:
+    target, x = (
+        frozen(Chain({"a": Chain({"b": Chain({"c": nn.Linear(3, 3)})})})),
+        torch.randn(5, 3, generator=seeded(0)),
+    )
+    modules, before = dict(target.named_modules()), target(x)
+    model = decomposed(target, {"a*.pre_identity": 2})
+    assert torch.equal(model.clean(x).output, before)
+    assert dict(model.restore().named_modules()) == modules
+
+
 def test_sites_come_in_the_order_of_the_target_and_inputs_are_theirs() -> None:
     model = decomposed(two_blocks(), {"b.*p": 2, "a.down": 3, "a.pre_identity": 4})
     assert list(model.components) == ["a.pre_identity", "a.down", "b.up"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal
 
 import torch
@@ -15,17 +14,26 @@ from pdlightning.functional.random import KeyedRandom
 
 Stream = Literal["train", "eval"]
 Batch = Tensor | tuple[Tensor, Tensor]
+TOGETHER = 16
+"""Training batches that are drawn at once on a GPU, where one of a toy costs the starts of its 79 kernels alone."""
 
 
 @dataclass(frozen=True)
 class EndlessBatches:
-    """Iterates over `batch(start()), batch(start() + 1), ...`; `start` is asked anew by every iteration."""
+    """Iterates over the batches of `start()` and all later steps; `start` is asked anew by every iteration.
 
-    batch: Callable[[int], Batch]
+    `batches` makes those of a step and of as many after it as it likes.
+    """
+
+    batches: Callable[[int], Sequence[Batch]]
     start: Callable[[], int]
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.batch, count(self.start()))
+        step = self.start()
+        while True:
+            batches = self.batches(step)
+            yield from batches
+            step += len(batches)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class KeyedDataModule(LightningDataModule):
         seed: key of every draw.
 
     Inside a Trainer, batches are made on its device and the train loader starts at its step, so that a resumed run
-    goes on where it stopped. Outside, they are made on the CPU from step 0.
+    goes on where it stopped. Outside, they are made on the CPU from step 0. On a GPU `draw` makes the rows of several
+    training steps at once.
     """
 
     def __init__(self, *, batch_size: int, eval_batches: int, seed: int) -> None:
@@ -81,17 +90,38 @@ class KeyedDataModule(LightningDataModule):
         rows = self.batch_size // ranks
         return range(rank * rows, (rank + 1) * rows)
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
     def batch(self, step: int, stream: Stream = "train") -> Batch:
         """This rank's samples of the batch at `step` of a stream, a pure function of its arguments and the seed."""
-        own = self.own_samples()
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        own, device = self.own_samples(), self.device
         samples = torch.arange(own.start, own.stop, dtype=torch.int32, device=device)
         # A fill, unlike torch.tensor, does not make an accelerator wait for the host.
         at = torch.full((), step, dtype=torch.int32, device=device)
         return self.draw(KeyedRandom.at(seed=self.seed, step=at, samples=samples), stream)
 
+    def batches(self, steps: range) -> list[Batch]:
+        """`batch(step)` of consecutive training steps, in one draw."""
+        own, device = self.own_samples(), self.device
+        samples = torch.arange(own.start, own.stop, dtype=torch.int32, device=device).repeat(len(steps))
+        at = torch.arange(steps.start, steps.stop, dtype=torch.int32, device=device)
+        at = at.unsqueeze(-1).expand(-1, len(own)).flatten()
+        rows = self.draw(KeyedRandom.at(seed=self.seed, step=at, samples=samples), "train")
+        parts = [x.split(len(own)) for x in (rows if isinstance(rows, tuple) else (rows,))]
+        return [one if isinstance(rows, tuple) else one[0] for one in zip(*parts, strict=True)]
+
+    def batches_from(self, step: int) -> list[Batch]:
+        """The training batch of this step, and where it is cheaper together those after it."""
+        looked_up = type(self).batch is not KeyedDataModule.batch
+        if looked_up or self.device.type == "cpu":
+            return [self.batch(step)]
+        return self.batches(range(step, step + TOGETHER))
+
     def train_dataloader(self) -> Iterable[Batch]:
-        return EndlessBatches(self.batch, self.first_step)
+        return EndlessBatches(self.batches_from, self.first_step)
 
     def val_dataloader(self) -> FixedBatches:
         return FixedBatches(lambda step: self.batch(step, "eval"), self.eval_batches)

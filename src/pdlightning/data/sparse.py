@@ -71,7 +71,8 @@ class SparseFeatures(KeyedDataModule):
             chosen = chance.topk(self.n_active, dim=-1).indices
             return torch.zeros_like(chance, dtype=torch.bool).scatter_(-1, chosen, True)
         if self.leader is not None:
-            chance = chance[:, self.leader.to(chance.device)]
+            self.leader = self.leader.to(chance.device)  # once: a copy makes the host wait
+            chance = chance[:, self.leader]
         assert self.probability is not None
         return chance < self.probability
 

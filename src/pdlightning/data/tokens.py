@@ -137,6 +137,12 @@ class Tokens(KeyedDataModule):
         ids = torch.from_numpy(rows.reshape(-1, self.width).astype(np.int64))
         return ids if self.labels == "none" else (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Pinned, a batch goes to a GPU while the host goes on; from any other memory the host waits for the copy."""
+        if self.trainer is None or self.trainer.strategy.root_device.type in ("cpu", "mps"):
+            return batch
+        return batch.pin_memory() if isinstance(batch, Tensor) else (batch[0].pin_memory(), batch[1].pin_memory())
+
     def train_dataloader(self) -> Iterable[Batch]:
         return StreamedBatches(self.open_stream, self.labelled) if self.corpus.streaming else super().train_dataloader()
 

@@ -73,13 +73,13 @@ class ComponentModel(nn.Module):
             raise ValueError(f"Unknown squash {squash!r}: expected one of {', '.join(SQUASHINGS)}.")
         specs = find_sites(target, sites)
         self._target = (target.eval(),)  # in a tuple: outside parameters(), state_dict() and train()
-        self._current = CurrentPass()
+        self.current = CurrentPass()
         self.squash: Squash = squash
         self.run_batch = run_batch or default_run_batch
         self.output = output or default_output
-        inside_out = [install(target, spec, self._current, seed=seed) for spec in reversed(specs)]
+        inside_out = [install(target, spec, self.current, seed=seed) for spec in reversed(specs)]
         self.components = ComponentsBySite(inside_out[::-1])
-        install_blocks(target, list(self.components), self._current)
+        install_blocks(target, list(self.components), self.current)
         self.ci_fn = ci_fn
         try:
             ci_fn.build({path: CIShape(_ci_width(ci_fn, c), c.C) for path, c in self.components.items()}, seed=seed)
@@ -130,14 +130,19 @@ class ComponentModel(nn.Module):
                 raise ValueError(f"{name} must name the sites of masks, {sorted(masks)}, got {sorted(given)}.")
         if unknown := masks.keys() - self.components.keys():
             raise ValueError(f"masks name {sorted(unknown)}, but the sites are {list(self.components)}.")
+        if self.current.edited is not None:
+            raise RuntimeError(
+                "An intervention is open, and a masked forward in it would be neither: leave the `with` block first, or"
+                " give the masks to the intervention, masked(masks=...)."
+            )
         return self._run(batch, Pass(masks, delta_masks, routes, outputs={} if outputs else None, clean=clean))
 
     def _run(self, batch: Any, now: Pass) -> Run:
-        self._current.value = now
+        self.current.value = now
         try:
             output = self.output(self.run_batch(self.target, batch))
         finally:
-            self._current.value = None
+            self.current.value = None
         inputs = now.inputs or {}
         products = {path: Products(self.components[path], x) for path, x in inputs.items()}
         return Run(output, inputs, now.outputs or {}, products, now.blocks or {})

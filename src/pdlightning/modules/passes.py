@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,15 @@ class Pass:
 
 
 class CurrentPass:
-    """The pass that the sites of one model are in; None while the target runs as it always did."""
+    """The pass that the sites of one model are in; None while the target runs as it always did.
+
+    `edited` is what open interventions make of a site, (components, x) -> its output, None where they leave it alone.
+    """
 
     def __init__(self) -> None:
         self.value: Pass | None = None
+        self.edited: Callable[[Components, Tensor], Tensor | None] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CurrentPass:
+        """A copied model is in no pass, and nobody would end an intervention in it."""
+        return CurrentPass()

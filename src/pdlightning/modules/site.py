@@ -150,7 +150,7 @@ class Site(StandIn):
     def forward(self, x: Tensor) -> Tensor:
         now, path = self._current.value, self.components.path
         if now is None:
-            return self.module(x)
+            return self._own(x)
         if now.inputs is not None:
             if path in now.inputs:
                 raise RuntimeError(
@@ -171,10 +171,15 @@ class Site(StandIn):
         elif now.clean is not None and path in now.clean.outputs:
             out = now.clean.outputs[path]
         else:
-            out = self.module(x)
+            out = self._own(x)
         if now.outputs is not None:
             now.outputs[path] = out
         return out
+
+    def _own(self, x: Tensor) -> Tensor:
+        """What the module gives, or what an open intervention makes of it."""
+        edited = None if self._current.edited is None else self._current.edited(self.components, x)
+        return self.module(x) if edited is None else edited
 
 
 class PreIdentity(StandIn):

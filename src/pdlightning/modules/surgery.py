@@ -9,7 +9,17 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pdlightning.modules.passes import CurrentPass
-from pdlightning.modules.site import PRE_IDENTITY, SUPPORTED, Block, Components, PreIdentity, Site, SiteKind, site_kind
+from pdlightning.modules.site import (
+    PRE_IDENTITY,
+    SUPPORTED,
+    Block,
+    Components,
+    PreIdentity,
+    Site,
+    SiteKind,
+    StandIn,
+    site_kind,
+)
 from pdlightning.modules.site_groups import block_of
 
 
@@ -126,8 +136,12 @@ def install_blocks(target: nn.Module, sites: list[str], current: CurrentPass) ->
         blocks.setdefault(block_of(site), []).append(site)
     for path, members in blocks.items():
         if path not in members:
-            module = target.get_submodule(path)
-            target.set_submodule(path, Block(path=path, module=module, sites=members, current=current))
+            parent, _, name = path.rpartition(".")
+            holder = target.get_submodule(parent)
+            while isinstance(holder, StandIn):  # a block in a block: its place is in the module behind
+                holder = holder.module
+            module = getattr(holder, name)
+            setattr(holder, name, Block(path=path, module=module, sites=members, current=current))
 
 
 def uninstall(target: nn.Module) -> None:
