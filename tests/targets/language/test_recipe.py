@@ -74,6 +74,8 @@ def test_its_folder_has_the_losses_as_numbers_and_as_a_figure(tmp_path: Path) ->
     assert [row["step"] for row in rows] == ["2", "4", "6"]
     assert float(rows[-1]["validation"]) == summary["validation_loss"]
     assert float(rows[-1]["train"]) == summary["loss"]
+    curve = summary["validation_curve"]
+    assert curve == [[int(row["step"]), float(row["validation"])] for row in rows] and len(curve) > 1
 
 
 def test_an_interrupted_pretraining_goes_on_where_it_was(tmp_path: Path) -> None:

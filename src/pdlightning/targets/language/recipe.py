@@ -98,6 +98,7 @@ class LanguageModelRecipe(Recipe):
             "seconds": round(seconds, 2),
             "loss": losses[-1]["train"],
             "validation_loss": losses[-1]["validation"],
+            "validation_curve": [[int(row["step"]), row["validation"]] for row in losses],
             "check": result.message,
             "measures": result.measures,
         }
