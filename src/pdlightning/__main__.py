@@ -22,10 +22,14 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def command(config: DictConfig) -> float:
+    now = HydraConfig.get()
+    if now.mode == RunMode.MULTIRUN:
+        from pdlightning.jobs import job_from_hydra
+
+        return job_from_hydra(config, now)
     from pdlightning.commands import run_from_hydra
 
-    now = HydraConfig.get()
-    return run_from_hydra(config, Path(now.runtime.output_dir), in_sweep=now.mode == RunMode.MULTIRUN)
+    return run_from_hydra(config, Path(now.runtime.output_dir))
 
 
 def main() -> None:
@@ -33,10 +37,11 @@ def main() -> None:
     from pdlightning.resume import folder_to_resume
 
     # Hydra reads 32 as a number, and the name of a choice must be a word.
-    sys.argv[1:] = arguments = ["precision='32'" if a == "precision=32" else a for a in sys.argv[1:]]
+    arguments = ["precision='32'" if a == "precision=32" else a for a in sys.argv[1:]]
     # Else Hydra prints its refusal itself, and leaves nothing to explain.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        sys.argv[1:] = arguments = with_sweep(arguments)
         wanted = folder_to_resume(arguments)
         if wanted is None:
             command()
@@ -52,6 +57,15 @@ def main() -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def with_sweep(arguments: list[str]) -> list[str]:
+    """The words that go on with a sweep, where these ask for it."""
+    if not any(word.startswith("resume=") for word in arguments):
+        return arguments
+    from pdlightning.sweeps import go_on_with_sweep
+
+    return go_on_with_sweep(arguments)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import math
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,34 +19,25 @@ from pdlightning.config import ConfigError, to_plain
 from pdlightning.resume import CONFIG, SUMMARY, unfinished_run
 from pdlightning.schema import check_settings
 
-ERROR = "error.txt"
-"""Why a job of a sweep ended, in its folder."""
+
+def run_from_hydra(config: DictConfig, folder: Path) -> float:
+    """Run a composed config; returns the objective."""
+    plain = plain_config(config)
+    return or_a_sentence(lambda: run_config(plain, folder), folder)
 
 
-def run_from_hydra(config: DictConfig, folder: Path, *, in_sweep: bool) -> float:
-    """Run a composed config; returns the objective. A job of a sweep that fails gives nan, and the sweep goes on."""
-    if not in_sweep:
-        return or_a_sentence(lambda: run_config(config, folder), folder)
-    try:
-        return run_config(config, folder)
-    except Exception as error:
-        from pdlightning.callbacks import Interrupted
-
-        if isinstance(error, Interrupted):
-            sys.exit(str(error))
-        sentence = sentence_of(error)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR).write_text(sentence or traceback.format_exc())
-        print(f"Job {folder.name}: {sentence or traceback.format_exc()}", file=sys.stderr)
-        return math.nan
-
-
-def run_config(config: DictConfig, folder: Path) -> float:
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values; paths mean the same from wherever the run is looked at or resumed."""
     plain = to_plain(config)
-    resume = plain.pop("resume")
-    check_settings(plain)  # before torch is imported
-    if plain["init_from"] is not None:  # the same folder from wherever the run is looked at or resumed
+    if isinstance(plain["init_from"], str):
         plain["init_from"] = str(Path(plain["init_from"]).expanduser().absolute())
+    return plain
+
+
+def run_config(config: dict[str, Any], folder: Path, *, resume: bool = False) -> float:
+    """Run a plain config, or go on with it in its folder; returns the objective."""
+    plain = {key: value for key, value in config.items() if key != "resume"}
+    check_settings(plain)  # before torch is imported
     from pdlightning.launch import run_on_ranks
 
     quiet_libraries()
@@ -57,10 +47,10 @@ def run_config(config: DictConfig, folder: Path) -> float:
         target_alone(plain)
         remove_if_empty(folder)
         return 0.0
-    if resume == "auto" and (earlier := unfinished_run(plain, folder.parent)) is not None:
+    if not resume and config["resume"] == "auto" and (earlier := unfinished_run(plain, folder.parent)) is not None:
         remove_if_empty(folder)
-        return objective(plain, run_on_ranks(plain, earlier, resume=True))
-    return objective(plain, run_on_ranks(plain, folder))
+        folder, resume = earlier, True
+    return objective(plain, run_on_ranks(plain, folder, resume=resume))
 
 
 def objective(config: dict[str, Any], summary: dict[str, Any]) -> float:
@@ -125,7 +115,7 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
+    with contextlib.suppress(OSError):  # it is not, or another rank was quicker
         folder.rmdir()
 
 

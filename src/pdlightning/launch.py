@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 import yaml
 
 from pdlightning.config import ConfigError, flatten
+from pdlightning.processes import cores, forwarded_signals, how_it_ended
 from pdlightning.resume import SUMMARY
 
 GRACE = 10.0
@@ -112,7 +112,7 @@ def run_and_watch(config: dict[str, Any], folder: Path, *, resume: bool) -> dict
 def start(rank: int, place: Path, runtime: dict[str, Any], reader: int) -> subprocess.Popen[bytes]:
     """One rank; what it says is seen of the first alone, of the others it is kept for the case of a failure."""
     ranks = runtime["devices"]
-    threads = {} if runtime["threads"] else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+    threads = {} if runtime["threads"] else {"OMP_NUM_THREADS": str(max(1, cores() // ranks))}
     environment = {
         **threads,
         **os.environ,
@@ -136,30 +136,6 @@ def start(rank: int, place: Path, runtime: dict[str, Any], reader: int) -> subpr
         pass_fds=[reader],
         start_new_session=True,  # Ctrl-C reaches this process alone, which tells every rank once
     )
-
-
-@contextmanager
-def forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """The first Ctrl-C (or other signal) reaches every rank, which ends after its step; the second kills them."""
-    seen = 0
-
-    def forward(number: int, frame: object) -> None:
-        nonlocal seen
-        seen += 1
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number if seen == 1 else signal.SIGKILL)
-
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, forward) for number in watched}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def wait_for(ranks: list[subprocess.Popen[bytes]], place: Path) -> None:
@@ -199,10 +175,7 @@ def failure(codes: list[int | None], place: Path) -> BaseException:
         return RankError(error["text"])
     number = silent[0]
     code = codes[number] or 0
-    how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit code {code}"
-    log = place / f"{number}.log"
-    last = "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
-    hint = " Mostly that means that the machine ran out of memory." if -code == signal.SIGKILL else ""
+    how, hint, last = how_it_ended(code, place / f"{number}.log")
     return RankError(
         f"Rank {number} of {len(codes)} ended {how} without a word, and the others were stopped.{hint}\n{last}".rstrip()
     )
@@ -265,11 +238,12 @@ def agreed_folder(config: dict[str, Any], folder: Path) -> Path:
     return Path(every[0]["folder"])
 
 
-def end_with(reader: int) -> None:
-    """End this process when the one that started it has ended, even by SIGKILL."""
+def end_with(reader: int, place: Path) -> None:
+    """End this process when the one that started it has ended, even by SIGKILL; the place of the ranks goes with it."""
 
     def watch() -> None:
         os.read(reader, 1)
+        shutil.rmtree(place, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -278,7 +252,7 @@ def end_with(reader: int) -> None:
 def main() -> None:
     """`python -m pdlightning.launch PLACE READER`: one of our ranks."""
     place, number = Path(sys.argv[1]), os.environ["RANK"]
-    end_with(int(sys.argv[2]))
+    end_with(int(sys.argv[2]), place)
     request = yaml.safe_load((place / REQUEST).read_text())
     from pdlightning.commands import quiet_libraries, sentence_of
 

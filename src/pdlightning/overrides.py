@@ -11,6 +11,12 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from pdlightning.config import ConfigError, suggest, to_plain
 
+EXTRAS = {
+    "hydra/sweeper/optuna": ("Optuna, which searches,", "optuna"),
+    "hydra/launcher/submitit_slurm": ("Submitit, which submits jobs to SLURM,", "slurm"),
+}
+"""Parts of Hydra that come with an extra: what is missing, and which extra has it."""
+
 
 def explain_refusal(error: Exception, arguments: Sequence[str], config_dir: Path) -> str:
     """A sentence on why Hydra would not compose the config of a command line."""
@@ -27,6 +33,11 @@ def explain_refusal(error: Exception, arguments: Sequence[str], config_dir: Path
             f"Hydra cannot read {error.override}: quote what has special characters, as in 'key=\"a b\"'. "
             "A key with * or ? cannot be written on the command line at all: put it into a YAML file."
         )
+    for plugin, (what, extra) in EXTRAS.items():
+        if plugin in str(error):
+            return f"{what} is not installed: pip install 'pdlightning[{extra}]'"
+    if "does not support sweep type" in str(error):
+        return "An interval has no end of values: give some (range(4), 1e-3,1e-2), or search in it with sweep=search."
     explained = explain_override_error(arguments, config_dir)
     return explained if explained is not None else str(error).strip()
 
@@ -38,6 +49,7 @@ def explain_override_error(overrides: Sequence[str], config_dir: Path, config_na
     composed from the chosen groups. Flags among `overrides` are passed over.
     """
     from hydra import compose, initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -46,6 +58,12 @@ def explain_override_error(overrides: Sequence[str], config_dir: Path, config_na
     try:
         with initialize_config_dir(str(config_dir.absolute()), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
+            for folder in own_config_dirs(overrides):
+                if not folder.is_dir():
+                    return f"--config-dir: there is no folder {folder}"
+                loader.get_search_path().prepend("command-line", f"file://{folder}", anchor="schema")
+            loader = ConfigLoaderImpl(loader.get_search_path())
+            GlobalHydra.instance().hydra.config_loader = loader  # type: ignore[union-attr]
             choices, keys = [], []
             words = [word for word in overrides if word.startswith("~") or word.find("=") > 0 and word[0] != "-"]
             for override in OverridesParser.create().parse_overrides(words):
@@ -66,6 +84,14 @@ def explain_override_error(overrides: Sequence[str], config_dir: Path, config_na
     except (HydraException, OmegaConfBaseException, ConfigError):
         return None
     return next((reason for key in keys if (reason := _unknown_key(key, config, groups))), None)
+
+
+def own_config_dirs(arguments: Sequence[str]) -> list[Path]:
+    """The folders that `--config-dir` adds to ours."""
+    from hydra._internal.utils import get_args_parser
+
+    folder = get_args_parser().parse_known_args(list(arguments))[0].config_dir
+    return [] if folder is None else [Path(folder).absolute()]
 
 
 def _paths(key: str, value: Any) -> list[list[str]]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pdlightning.config import ConfigError
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
+CONFIG, SUMMARY, LOCK = "config.yaml", "summary.json", ".running"
+ERROR, LOG = "error.txt", "log.txt"
+"""In the folder of a job of a sweep: why it failed, and what it said where it ran beside others."""
+SWEEP = "sweep.yaml"
+"""In the folder of a sweep: the command, and what it varies."""
+SEARCHES = "hydra_plugins.hydra_optuna_sweeper"
+"""Where a sweeper lives that waits for the objective of each job."""
 WHAT_A_RUN_COMPUTES = ("name", "seed", "steps", "target", "target_steps", "check_target", "data", "pd", "init_from")
 
 
@@ -28,31 +34,46 @@ def folder_to_resume(arguments: Sequence[str]) -> tuple[Path, dict[str, Any]] | 
         )
     folder = Path(chosen[-1].strip("'\"")).expanduser()
     if not (folder / CONFIG).is_file():
-        raise ConfigError(f"resume={chosen[-1]}: {folder.absolute()} is not the folder of a run (it has no {CONFIG})")
+        raise ConfigError(
+            f"resume={chosen[-1]}: {folder.absolute()} is not the folder of a run or of a sweep "
+            f"(it has no {CONFIG} and no {SWEEP})"
+        )
     import yaml
 
     changes = (a.removeprefix("runtime.").split("=", 1) for a in elsewhere)
     return folder, {key: yaml.safe_load(value) for key, value in changes}
 
 
+def same_computation(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configs compute the same, wherever they do it and whatever they log (spec D1)."""
+
+    def computed(config: Mapping[str, Any]) -> list[Any]:
+        parts = {**config, "pd": {**(config.get("pd") or {}), "compile": None}}
+        return [parts.get(section) for section in WHAT_A_RUN_COMPUTES]
+
+    return computed(one) == computed(other)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can go on from a whole checkpoint."""
+    from pdlightning.checkpoints import CheckpointError, latest_checkpoint
+
+    if not list(folder.glob("checkpoints/*.ckpt")):
+        return False
+    try:
+        latest_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
 def unfinished_run(config: dict[str, Any], siblings: Path) -> Path | None:
     """The newest folder beside this run's that computes the same, has a checkpoint to go on from, and has not ended."""
     import yaml
 
-    from pdlightning.checkpoints import CheckpointError, latest_checkpoint
-
-    wanted = {section: config[section] for section in WHAT_A_RUN_COMPUTES}
     for folder in sorted(siblings.glob("*/"), key=lambda f: f.stat().st_mtime, reverse=True):
         if (folder / SUMMARY).exists() or not (folder / CONFIG).is_file():
             continue
-        there = yaml.safe_load((folder / CONFIG).read_text())
-        if any(there.get(section) != value for section, value in wanted.items()):
-            continue
-        if not list(folder.glob("checkpoints/*.ckpt")):
-            continue
-        try:
-            latest_checkpoint(folder)
-        except CheckpointError:
-            continue
-        return folder
+        if same_computation(config, yaml.safe_load((folder / CONFIG).read_text())) and has_checkpoint(folder):
+            return folder
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,9 +35,11 @@ from pdlightning.config import ConfigError, instantiate
 from pdlightning.finetune import start_of
 from pdlightning.loading import export_decomposition
 from pdlightning.loggers import MetricsCSV
-from pdlightning.metrics.evaluation import Page
+from pdlightning.metrics.evaluation import Data, Page
+from pdlightning.naming import named
 from pdlightning.ranks import first_rank_first, rank
 from pdlightning.rehearsal import rehearse
+from pdlightning.report.build import REPORT, report_afterwards
 from pdlightning.results import goals_met, result_table
 from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.runtime import prepare_runtime
@@ -50,6 +53,7 @@ from pdlightning.storage import (
     run_environment,
     uncommitted_changes,
 )
+from pdlightning.tracking import tracked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,14 +61,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FigureFolder:
-    """Writes each figure as `<name>.png`, a page as `<name>.html`; a later one of the same name takes its place."""
+    """Writes a figure as `<name>.png`, a page as `<name>.html`, data as `<name>.json`; the latest of a name stays."""
 
     folder: Path
 
-    def __call__(self, name: str, figure: Figure | Page, step: int) -> None:
+    def __call__(self, name: str, figure: Figure | Page | Data, step: int) -> None:
         path = self.folder / name.removeprefix("eval/").replace("/", "_")
         if isinstance(figure, Page):
             atomic_write_text(f"{path}.html", figure)
+        elif isinstance(figure, Data):
+            atomic_write_text(f"{path}.json", json.dumps({"step": step, **figure}))
         else:
             atomic_write(f"{path}.png", lambda file: figure.savefig(file, format="png"))
 
@@ -97,7 +103,8 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
     throughput.flops = None if sizes.step is None else sizes.step.flops
 
     first = rank() == 0
-    with owned(folder, resume=resume) if first else nullcontext():
+    own_loggers = trainer.loggers if first else []
+    with owned(folder, resume=resume) if first else nullcontext(), tracked(own_loggers, folder, config):
         if first:
             write_origin(folder, config)
         with mistakes_of_the_user():
@@ -117,6 +124,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
 
         summary = {
             "experiment": config["name"],
+            **named(config),
             "steps": config["steps"],
             "seconds": round(time.perf_counter() - started, 2),
             "steps_per_second": round((config["steps"] - first_step) / seconds, 2),
@@ -129,7 +137,9 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         if first:
             export_decomposition(folder, decomposition, state, config=config, target=target, summary=summary)
             atomic_write_json(folder / SUMMARY, summary)
-    pages = [f"To read in a browser: {page}" for page in sorted((folder / "figures").glob("*.html"))]
+            report_afterwards(folder)
+    written = [*folder.glob(REPORT), *sorted((folder / "figures").glob("*.html"))]
+    pages = [f"To read in a browser: {page}" for page in written]
     rank_zero_info("\n".join([result_table(summary, config), f"Everything of this run is in {folder}", *pages]))
     return summary
 

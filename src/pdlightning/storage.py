@@ -21,13 +21,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of a stored decomposition. 2 added the ci function, the kind of target and the environment to the metadata."""
+
 TENSORS, METADATA = "tensors.safetensors", "metadata.json"
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"} | {
+    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
+"""torch's names of the types in a safetensors file."""
 PACKAGES = ("pdlightning", "torch", "lightning", "torchmetrics", "hydra-core", "safetensors", "transformers")
 
 
@@ -117,35 +123,65 @@ def save_decomposition(folder: str | Path, tensors: Mapping[str, Tensor], metada
 
 
 def load_decomposition(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the metadata of `save_decomposition`; a `StorageError` unless both are whole."""
+    """The tensors (on the CPU) and the metadata of `save_decomposition`; a `StorageError` unless both are whole.
+
+    What the files say of themselves is compared before any tensor is read; nothing in them is run.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = complete_folder(folder)
-    content = _read(folder / METADATA, lambda path: json.loads(path.read_text()), ValueError)
-    version = content.get("format_version", "unknown") if isinstance(content, dict) else "unknown"
-    if version != FORMAT_VERSION:
-        raise StorageError(
-            f"{folder}: its format version is {version}, and this pdlightning reads {FORMAT_VERSION}; load it with the "
-            f"version of pdlightning that wrote it"
-        )
-    tensors: dict[str, Tensor] = _read(folder / TENSORS, load_file, SafetensorError)
-    found, recorded = _described(tensors), content["tensors"]
+    content = _read(folder / METADATA, lambda path: json.loads(path.read_text()), (ValueError, RecursionError))
+    _check_format(folder, content)
+    found, recorded = _read(folder / TENSORS, _header, SafetensorError), content["tensors"]
     for name in sorted(found.keys() | recorded.keys()):
         if found.get(name) != recorded.get(name):
             raise StorageError(
                 f"{folder}: tensor '{name}' is {found.get(name, 'absent')} in {TENSORS} but "
                 f"{recorded.get(name, 'absent')} in {METADATA}; one of them was changed, export the run again"
             )
-    if hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest() != content["sha256"]:
+    with (folder / TENSORS).open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != content["sha256"]:
+            raise StorageError(
+                f"{folder / TENSORS} does not have the checksum in {METADATA}: it was changed, export the run again"
+            )
+    return _read(folder / TENSORS, load_file, SafetensorError), content["metadata"]
+
+
+def _check_format(folder: Path, content: Any) -> None:
+    """A format that is known, with all of its keys."""
+    version = content.get("format_version", "unknown") if isinstance(content, dict) else "unknown"
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise StorageError(
-            f"{folder / TENSORS} does not have the checksum in {METADATA}: it was changed, export the run again"
+            f"{folder} was written by a newer pdlightning: its format version is {version}, and this one reads up to "
+            f"{FORMAT_VERSION}. Upgrade: pip install -U pdlightning"
         )
-    return tensors, content["metadata"]
+    if version not in range(1, FORMAT_VERSION + 1):
+        raise StorageError(
+            f"{folder}: its format version is {version}, and this pdlightning reads 1 to {FORMAT_VERSION}: "
+            f"{METADATA} is not one of ours, or was changed"
+        )
+    for key, kind in (("sha256", str), ("tensors", dict), ("metadata", dict)):
+        if not isinstance(content.get(key), kind):
+            raise StorageError(f"{folder / METADATA} is damaged: it has no {key}; export the run again")
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """Names, shapes and types in a safetensors file, without its tensors; a file of another size is refused."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
+        return {
+            name: {"shape": list(of.get_shape()), "dtype": DTYPES.get(of.get_dtype(), of.get_dtype())}
+            for name, of in slices.items()
+        }
 
 
 def weights_sha256(module: nn.Module) -> str:
     """Of the names, types, shapes and values of all weights and buffers that a module would save."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -153,7 +189,7 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, read: Callable[[Path], Any], broken: type[Exception]) -> Any:
+def _read(path: Path, read: Callable[[Path], Any], broken: type[Exception] | tuple[type[Exception], ...]) -> Any:
     if not path.is_file():
         raise StorageError(f"{path} is missing, so {path.parent} is not a decomposition; check the path")
     try:
@@ -168,6 +204,8 @@ def _described(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 def run_environment() -> dict[str, Any]:
     """What a run ran on: versions (None: not installed), platform, machine, and our own checkout's git commit."""
+    import torch
+
     versions: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for package in PACKAGES:
         try:

@@ -1,11 +1,13 @@
 """One rank of trainings: `python job.py PLAN.json OUT.pt`, with RANK, WORLD_SIZE and STORE in the environment.
 
-A plan is a list of {name, case, strategy, save, resume}. Rank 0 writes name -> (whole state, logged losses).
+A plan is a list of {name, case, strategy, dtype, squash, save, resume}. Rank 0 writes name -> (whole state, logged
+losses).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from pdlightning import ParameterDecomposition
 from pdlightning.checkpoints import AtomicCheckpointIO
 from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, ReconstructionLoss, SmoothL0Loss
+from pdlightning.modules.ci import Squash
 from pdlightning.sharding import ShardedStrategy
 
 STEPS, BATCH = 20, 16
@@ -55,7 +58,7 @@ class StopWith(Callback):
             trainer.should_stop = True
 
 
-def plain(ci: str, terms: dict[str, tuple[str, str, str]], **importance: Any) -> ParameterDecomposition:
+def plain(ci: str, terms: dict[str, tuple[str, str, str]], squash: Squash, **importance: Any) -> ParameterDecomposition:
     """Stateless sources, every routing and comparison, and the importance terms that are nonlinear in the batch."""
     gamma = importance.pop("gamma", None)
     penalty = SmoothL0Loss(coeff=0.1, gamma=gamma, **importance) if gamma else None
@@ -72,19 +75,20 @@ def plain(ci: str, terms: dict[str, tuple[str, str, str]], **importance: Any) ->
     settings = AdamW(lr=2e-2, clip=0.3)
     return ParameterDecomposition(
         target=vectors_chain(), sites=VECTOR_SITES, ci_fn=RECIPES[ci](), losses=losses, components_optimizer=settings,
-        ci_optimizer=settings, seed=SEED,
+        ci_optimizer=settings, squash=squash, seed=SEED,
     )  # fmt: skip
 
 
-def build(case: dict[str, Any]) -> ParameterDecomposition:
+def build(case: dict[str, Any], squash: Squash) -> ParameterDecomposition:
     if "adversary" in case:
-        return decomposition(config_of([case["adversary"]]), case["data"])
-    return plain(case["ci"], case["terms"], **case["importance"])
+        return decomposition(config_of([case["adversary"]]), case["data"], squash=squash)
+    return plain(case["ci"], case["terms"], squash, **case["importance"])
 
 
 def train(plan: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     data = plan["case"]["data"]
-    model, rows = build(plan["case"]), Rows()
+    torch.set_default_dtype(getattr(torch, plan["dtype"]))
+    model, rows = build(plan["case"], plan["squash"]), Rows()
     strategy = ShardedStrategy() if plan["strategy"] == "fsdp" else plan["strategy"]
     several = {"strategy": strategy, "devices": RANKS} if RANKS > 1 else {"devices": 1}
     callbacks = [rows, *([StopWith(plan["save"])] if plan["save"] else [])]
@@ -93,12 +97,26 @@ def train(plan: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str,
     if RANKS > 1:
         parts = [isinstance(p, DTensor) for p in model.parameters()]
         assert all(parts) if plan["strategy"] == "fsdp" else not any(parts)
+        if plan["strategy"] == "fsdp":
+            assert_held_in_parts(trainer.optimizers[0])
     return {name: x.detach().clone() for name, x in model.whole_state_dict().items()}, rows.rows
+
+
+def assert_held_in_parts(optimizer: torch.optim.Optimizer) -> None:
+    """Of V and U, of the ci function, of their gradients and moments: every number on one rank, in even parts."""
+    for group in optimizer.param_groups:
+        parameters = group["params"]
+        moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+        for tensors in (parameters, [p.grad for p in parameters], moments):
+            own = sum(x.to_local().numel() for x in tensors)
+            assert own <= sum(math.ceil(len(x) / RANKS) * (x.numel() // len(x)) for x in tensors)
+            everywhere = torch.tensor(own)
+            dist.all_reduce(everywhere)
+            assert everywhere == sum(x.numel() for x in tensors)
 
 
 def main() -> None:
     plans, out = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2]
-    torch.set_default_dtype(torch.float64)
     if RANKS > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{os.environ['STORE']}", rank=RANK, world_size=RANKS,

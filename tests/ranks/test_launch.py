@@ -65,9 +65,10 @@ def test_a_rank_that_dies_ends_the_others_and_is_heard(how: str, said: str, tmp_
     assert not list((tmp_path / "run").glob("summary.json"))
 
 
-def test_ctrl_c_stops_all_ranks_after_the_same_step_and_resume_goes_on(tmp_path: Path) -> None:
-    words = [*FAST, *broken("slow", at=3), "hydra.run.dir=run", "steps=60", "logging.eval_every=100",
-             "logging.slow_eval_every=100", "logging.checkpoint_every=100"]  # fmt: skip
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ctrl_c_stops_all_ranks_after_the_same_step_and_resume_goes_on(strategy: str, tmp_path: Path) -> None:
+    words = [*FAST, *broken("slow", at=3), f"runtime.strategy={strategy}", "hydra.run.dir=run", "steps=60",
+             "logging.eval_every=100", "logging.slow_eval_every=100", "logging.checkpoint_every=100"]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "pdlightning", *words], cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pdlightning import sweeps
-from pdlightning.__main__ import CONF, main
+from pdlightning.__main__ import CONF
 from pdlightning.results import goals_met, result_table
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -42,46 +41,6 @@ def test_help_and_cfg_answer_without_torch(words: list[str]):
 
 def test_importing_the_package_imports_nothing_heavy():
     assert imported_by("import pdlightning")[1] == set()
-
-
-def test_a_sweep_goes_on_after_a_failing_job_and_gives_the_solved_share(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    words = [
-        "-m",
-        "experiment=tms_5-2",
-        "debug=fast",
-        "pd.sites.linear1=0,6",
-        "data.batch_size=8",
-        f"cache_dir={cache}",
-    ]
-    monkeypatch.setattr(sys, "argv", ["pdlightning", *words, "~metric.slow.weights", "hydra.sweep.dir=sweep"])
-    with pytest.raises(SystemExit, match="Some jobs of this sweep failed"):
-        main()
-    printed = capsys.readouterr().out
-    assert "   0  failed: Error in the config: sites['linear1']: C, the number of subcomponents, must be" in printed
-    assert "   1  NOT solved" in printed and "solved: 0 of 1 (0%, 95 % interval 0% to 79%)" in printed
-    again = [sys.executable, "-m", "pdlightning.sweeps", "sweep"]
-    done = subprocess.run(again, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == printed.strip()
-
-
-def test_the_table_of_a_sweep_has_failed_and_unfinished_jobs_and_wilsons_interval(tmp_path: Path):
-    for job, solved in enumerate([True] * 8 + [False] * 2):
-        (tmp_path / str(job)).mkdir()
-        summary = {"solved": solved, "seconds": 1.0, "metrics": {"eval/match/mmcs": 1e-9}}
-        (tmp_path / str(job) / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "10").mkdir()
-    (tmp_path / "11").mkdir()
-    (tmp_path / "11" / "error.txt").write_text("the reason\n")
-    table = sweeps.solve_rate_table(tmp_path).splitlines()
-    assert [line.split()[0] for line in table[2:-1]] == [str(job) for job in range(12)]
-    assert table[2].endswith("match/mmcs 1e-09")
-    assert table[-3].split() == ["10", "unfinished"] and table[-2].split() == ["11", "failed:", "the", "reason"]
-    # (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) for p = 0.8, n = 10, z = 1.96
-    assert table[-1] == "solved: 8 of 10 (80%, 95 % interval 49% to 94%)"
 
 
 def test_the_result_table_gives_goals_their_verdict_and_tiny_numbers_their_digits():

@@ -52,10 +52,11 @@ def test_the_folder_of_a_run_has_everything(finished: Path):
     uncommitted = {"code.diff"} if json.loads((finished / "environment.json").read_text())["git"]["dirty"] else set()
     assert {path.name for path in finished.iterdir()} == uncommitted | {
         "config.yaml", "environment.json", "metrics.csv", "figures", "checkpoints", "decomposition", "summary.json",
-        "tensorboard",
+        "tensorboard", "report.html",
     }  # fmt: skip
     summary = summary_of(finished)
-    expected = {"experiment", "steps", "seconds", "steps_per_second", "solved", "init_from", "target", "metrics"}
+    expected = {"experiment", "steps", "seconds", "steps_per_second", "solved", "init_from", "target", "metrics",
+                "name", "tags", "labels", "swept"}  # fmt: skip
     assert summary.keys() == expected
     assert (summary["experiment"], summary["steps"]) == ("tms_5-2", 6) and summary["steps_per_second"] > 0
     assert all(isinstance(value, int | float) for value in summary["metrics"].values())
@@ -79,7 +80,7 @@ def test_figures_are_png_files_and_in_tensorboard(finished: Path):
     assert len(files) >= 7 and all(path.read_bytes().startswith(b"\x89PNG") for path in files)
     events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
-    assert "eval/vectors" in events.Tags()["images"] and events.Images("eval/vectors")[-1].step == 6
+    assert "figures/vectors" in events.Tags()["images"] and events.Images("figures/vectors")[-1].step == 6
     last = events.Scalars("eval/loss/total")[-1]
     assert last.step == 6 and last.value == pytest.approx(summary_of(finished)["metrics"]["eval/loss/total"])
 

@@ -14,12 +14,14 @@ from lightning.fabric.utilities import rank_zero_warn
 from torch import Tensor
 
 from pdlightning.decomposition import ParameterDecomposition
-from pdlightning.metrics.evaluation import Evaluation, Page
+from pdlightning.metrics.evaluation import Data, Evaluation, Page
 from pdlightning.metrics.loss import Loss
 from pdlightning.observation import observe
+from pdlightning.ranks import rank
 from pdlightning.schema import check_multiple
 from pdlightning.sharding import whole
 from pdlightning.storage import StorageError
+from pdlightning.tracking import Tracker, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +49,7 @@ class Evaluate(Callback):
         every: int,
         slow_every: int,
         batches: Iterable[Any] | None = None,
-        save_figure: Callable[[str, Figure | Page, int], None] | None = None,
+        save_figure: Callable[[str, Figure | Page | Data, int], None] | None = None,
     ):
         if every < 1 or slow_every < 1:
             raise ValueError(f"every and slow_every must be at least 1, got {every} and {slow_every}.")
@@ -101,7 +103,7 @@ class Evaluate(Callback):
             with report_broken_figure(name):
                 for logger in trainer.loggers:
                     log_figure(logger, name, figure, step)
-                if self.save_figure is not None:
+                if self.save_figure is not None and rank() == 0:
                     self.save_figure(name, figure, step)
 
     def measure_again(self, pl_module: ParameterDecomposition, batches: Iterable[Any], *, step: int) -> None:
@@ -111,7 +113,7 @@ class Evaluate(Callback):
 
     def evaluate(
         self, pl_module: ParameterDecomposition, batches: Iterable[Any], *, step: int, slow: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Figure | Page]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Figure | Page | Data]]:
         """The numbers and figures of the model as it is after `step` steps. No state of the training is moved."""
         progress = min(step, pl_module.steps - 1)
         pl_module.set_progress(progress)
@@ -142,9 +144,11 @@ class Evaluate(Callback):
                         metric.update(observation)
             return self.results(metrics)
 
-    def results(self, metrics: dict[str, Evaluation | Loss]) -> tuple[dict[str, Tensor], dict[str, Figure | Page]]:
+    def results(
+        self, metrics: dict[str, Evaluation | Loss]
+    ) -> tuple[dict[str, Tensor], dict[str, Figure | Page | Data]]:
         numbers: dict[str, Tensor] = {}
-        drawn: dict[str, Figure | Page] = {}
+        drawn: dict[str, Figure | Page | Data] = {}
         for name, metric in list(metrics.items()):
             result: Any = {}
             with skip_broken_figure(name, metric, metrics):
@@ -187,15 +191,15 @@ def report_broken_figure(name: str) -> Iterator[None]:
         rank_zero_warn(f"The figure {name!r} failed and is skipped; the run goes on.\n{traceback.format_exc()}")
 
 
-def log_figure(logger: Any, name: str, figure: Figure | Page, step: int) -> None:
-    """To the loggers that take images: TensorBoard, and those with `log_image` (wandb). Others have the file."""
-    if isinstance(figure, Page):
+def log_figure(logger: Any, name: str, figure: Figure | Page | Data, step: int) -> None:
+    """To our trackers, and to those loggers of Lightning that take images. Others have the file."""
+    if isinstance(figure, Data):
         return
-    if hasattr(logger, "log_image"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        logger.log_image(key=name, images=[canvas.buffer_rgba()], step=step)
+    if isinstance(logger, Tracker):
+        logger.log_figure(name, figure, step)
+    elif isinstance(figure, Page):
+        return
+    elif hasattr(logger, "log_image"):
+        logger.log_image(key=name, images=[pixels(figure)], step=step)
     elif hasattr(getattr(logger, "experiment", None), "add_figure"):
         logger.experiment.add_figure(name, figure, global_step=step)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 REMEDY = (
     "Without a network, read files of your own (pdlightning.data.LocalFiles), or take data=python_stdlib with its "
     "trained tokenizer, which every machine has."
 )
+
+
+class HubUnreachable(ValueError):
+    """The hub did not answer."""
 
 
 def may_download(download: bool) -> bool:
@@ -27,13 +31,14 @@ def offline_switch() -> str | None:
     return "HF_DATASETS_OFFLINE" if datasets.config.HF_HUB_OFFLINE else None
 
 
-def check_on_hub(kind: Literal["dataset", "model"], name: str, revision: str, *, remedy: str = REMEDY) -> None:
-    """Ask the hub once for a repository. The libraries themselves ask five times, for most of a minute.
+def check_on_hub(kind: Literal["dataset", "model"], name: str, revision: str, *, remedy: str = REMEDY) -> Any:
+    """Ask the hub once for a repository; what it says of it. The libraries ask five times, for most of a minute.
 
     `remedy` says what to do without a network.
 
     Raises:
-        ValueError: if the hub cannot be reached, or has no such repository or revision for us.
+        ValueError: if the hub cannot be reached (then a `HubUnreachable`), or has no such repository or revision for
+            us.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -41,7 +46,7 @@ def check_on_hub(kind: Literal["dataset", "model"], name: str, revision: str, *,
     hub = HfApi()
     ask = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
-        ask(name, revision=revision, timeout=10)
+        return ask(name, revision=revision, timeout=10)
     except RevisionNotFoundError as error:
         raise ValueError(f"The {kind} {name} has no revision {revision} on {hub.endpoint}.") from error
     except GatedRepoError as error:
@@ -53,7 +58,7 @@ def check_on_hub(kind: Literal["dataset", "model"], name: str, revision: str, *,
             f"{hub.endpoint} has no {kind} {name}: check the name, and `hf auth login` if it is private."
         ) from error
     except Exception as error:  # the client's own library decides what a lost connection raises
-        raise ValueError(
+        raise HubUnreachable(
             f"The {kind} {name} cannot be downloaded: {hub.endpoint} does not answer ({error}). {remedy}"
         ) from error
 

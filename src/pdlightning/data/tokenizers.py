@@ -78,7 +78,9 @@ class PretrainedTokenizer(Tokenizer):
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(Path(self.name).expanduser()), local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                str(Path(self.name).expanduser()), local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ValueError(f"The tokenizer {self.name} cannot be loaded: {error}") from error
 
@@ -86,13 +88,15 @@ class PretrainedTokenizer(Tokenizer):
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.name, revision=revision, local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                self.name, revision=revision, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             if not may_download(download):
                 raise ValueError(not_here("tokenizer", self.name, download=download)) from error
         check_on_hub("model", self.name, revision)
         try:
-            return AutoTokenizer.from_pretrained(self.name, revision=revision)
+            return AutoTokenizer.from_pretrained(self.name, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"The tokenizer {self.name} cannot be loaded: {error}") from error
 

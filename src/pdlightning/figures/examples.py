@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 Decode = Callable[[Sequence[int]], list[str]]
 
@@ -112,6 +112,23 @@ def examples_page(
         threshold=threshold,
         has_text=not space,
     )
+
+
+def examples_data(sites: Sequence[Site], *, decode: Decode | None) -> dict[str, Any]:
+    """What the page shows as plain values, every token as its visible text."""
+    texts = cache(decode or (lambda ids: [str(token) for token in ids]))
+
+    def plain(e: Example) -> dict[str, Any]:
+        tokens, ci = [visible(text) for text in texts(e.ids)], [round(ci, 3) for ci in e.ci]
+        return {"row": e.row, "position": e.position, "peak": e.peak, "tokens": tokens, "ci": ci}
+
+    shown = [
+        {**vars(site), "subcomponents": [
+            {**vars(c), "examples": [plain(example) for example in c.examples]} for c in site.subcomponents
+        ]}
+        for site in sites
+    ]  # fmt: skip
+    return {"has_text": decode is not None, "sites": shown}
 
 
 def pieces(example: Example, decode: Decode, *, space: str) -> Iterator[Piece]:

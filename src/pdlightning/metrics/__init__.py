@@ -16,6 +16,7 @@ from pdlightning.metrics.merged import MergedReconstructionLoss
 from pdlightning.metrics.multi_batch import MultiBatchPGD
 from pdlightning.metrics.probe import DenseError, IdentityError, WeightMatch
 from pdlightning.metrics.reconstruction import ReconstructionLoss
+from pdlightning.metrics.sites import SiteTable
 
 __all__ = [
     "CIL0",
@@ -37,6 +38,7 @@ __all__ = [
     "OutputMSE",
     "PGDLadder",
     "ReconstructionLoss",
+    "SiteTable",
     "SmoothL0Loss",
     "TopExamples",
     "WeightMatch",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,20 @@ Results = dict[str, Tensor]
 
 class Page(str):
     """One self-contained HTML file; an evaluation draws it as it draws a figure."""
+
+
+class Data(dict[str, Any]):
+    """What a figure is drawn from, as plain values: a JSON file beside it. `kind` says what it holds."""
+
+
+Drawn = Mapping[str, "Figure | Page | Data"]
+
+
+def significant(x: Tensor) -> Any:
+    """The numbers of a tensor as (lists of) floats of five significant digits."""
+    if x.ndim:
+        return [significant(row) for row in x] if x.ndim > 1 else [float(f"{v:.5g}") for v in x.tolist()]
+    return float(f"{x.item():.5g}")
 
 
 class Evaluation(FullPrecisionMetric):
@@ -49,7 +63,7 @@ class Evaluation(FullPrecisionMetric):
     def update(self, observation: Observation) -> None:
         raise NotImplementedError(f"{type(self).__name__} must take an observation in update.")
 
-    def compute(self) -> Results | dict[str, Figure] | dict[str, Page]:
+    def compute(self) -> Results | Drawn:
         raise NotImplementedError(f"{type(self).__name__} must return named results from compute.")
 
 

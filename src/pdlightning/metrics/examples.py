@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pdlightning.metrics.evaluation import Evaluation, Page
+from pdlightning.metrics.evaluation import Data, Evaluation, Page
 from pdlightning.modules.batches import token_ids
 from pdlightning.modules.ci import site_key
 from pdlightning.modules.component_model import ComponentModel
@@ -102,17 +102,14 @@ class TopExamples(Evaluation):
         self.rows += ids.shape[0]
         self.positions += ids.numel()
 
-    def compute(self) -> dict[str, Page]:
-        from pdlightning.figures.examples import examples_page
+    def compute(self) -> dict[str, Page | Data]:
+        from pdlightning.figures.examples import examples_data, examples_page
 
-        page = examples_page(
-            [self.shown(site) for site in self.sites],
-            decode=self.decode,
-            rows=int(self.rows),
-            positions=int(self.positions),
-            threshold=self.threshold,
-        )
-        return {"": Page(page)}
+        sites = [self.shown(site) for site in self.sites]
+        facts: dict[str, Any] = {"rows": int(self.rows), "positions": int(self.positions), "threshold": self.threshold}
+        page = examples_page(sites, decode=self.decode, **facts)
+        data = Data(kind="examples", **facts, **examples_data(sites, decode=self.decode))
+        return {"": Page(page), "data": data}
 
     def of(self, site: str, name: str) -> Tensor:
         return getattr(self, state(site, name))

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from pdlightning import figures
 from pdlightning import functional as pf
-from pdlightning.metrics.evaluation import Evaluation, PositionSums, matching_sites
+from pdlightning.figures.probe import column_order
+from pdlightning.metrics.evaluation import Data, Evaluation, PositionSums, matching_sites, significant
 from pdlightning.metrics.probe import _OfTheModel, single_feature_ci
 from pdlightning.modules.ci import site_key
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.observation import Observation
 
 Order = Literal["identity", "dense", "none"]
+TOGETHER = " together"
 
 
 def column_orders(ci: dict[str, Tensor], patterns: dict[str, Order]) -> dict[str, Tensor]:
@@ -47,8 +49,8 @@ def joined(ci: dict[str, Tensor], patterns: dict[str, Order]) -> tuple[dict[str,
         sites = fnmatch.filter(ci, pattern)
         order |= dict.fromkeys(sites, how)
         if how == "identity" and len(sites) > 1:
-            panels[f"{pattern} together"] = torch.cat([panels.pop(s) for s in sites], dim=-1)
-            order[f"{pattern} together"] = how
+            panels[pattern + TOGETHER] = torch.cat([panels.pop(s) for s in sites], dim=-1)
+            order[pattern + TOGETHER] = how
     return panels, {name: order[name] for name in panels}  # type: ignore[misc]
 
 
@@ -185,18 +187,28 @@ class SingleFeatureCIFigure(_OfTheModel):
         for site in self.order:
             matching_sites(model, site)
 
-    def compute(self) -> dict[str, Figure]:
-        return {"": figures.plot_single_feature_ci(*joined(single_feature_ci(self.model, self.n_features), self.order))}
+    def compute(self) -> dict[str, Figure | Data]:
+        by_site = single_feature_ci(self.model, self.n_features)
+        panels, order = joined(by_site, self.order)
+        shown = {}
+        for name, ci in panels.items():
+            columns = column_order(ci, order[name], name)
+            sites = [name] if name in by_site else fnmatch.filter(by_site, name.removesuffix(TOGETHER))
+            widths = {site: by_site[site].shape[1] for site in sites}
+            ordered = {"order": order[name], "columns": columns.tolist(), "ci": significant(ci[:, columns])}
+            shown[name] = {"sites": widths, **ordered}
+        return {"": figures.plot_single_feature_ci(panels, order), "data": Data(kind="probe", panels=shown)}
 
 
 class ComponentWeightsFigure(SingleFeatureCIFigure):
     """V and U of every site as images, subcomponents in the matched order of the single-feature probe."""
 
-    def compute(self) -> dict[str, Figure]:
+    def compute(self) -> dict[str, Figure | Data]:
         order = column_orders(single_feature_ci(self.model, self.n_features), self.order)
         V = {s: copied(c.V) for s, c in self.model.components.items()}
         U = {s: copied(c.U) for s, c in self.model.components.items()}
-        return {"": figures.plot_component_weights(V, U, order)}
+        matched = {site: columns.tolist() for site, columns in order.items()}
+        return {"": figures.plot_component_weights(V, U, order), "data": Data(kind="weights", order=matched)}
 
 
 class VectorsFigure(_OfTheModel):

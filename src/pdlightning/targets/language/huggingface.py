@@ -133,6 +133,7 @@ def _load(model_class: Any, source: str, *, dtype: DType, **where: Any) -> Any:
     from transformers import AutoConfig
 
     config_class = getattr(model_class, "config_class", None) or AutoConfig
+    where = {**where, "trust_remote_code": False}  # transformers would ask on the terminal, and wait
     try:
         if config_class is not AutoConfig:
             _check_kind(config_class, source, where)
