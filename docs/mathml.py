@@ -1,4 +1,4 @@
-"""Formulas of the site: a fenced block `math` becomes MathML while the site is built, so that a browser needs no script."""
+"""Formulas of the site: a fenced block `math` becomes MathML while it is built, so that a browser needs no script."""
 
 from __future__ import annotations
 

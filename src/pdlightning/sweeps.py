@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from pdlightning.axes import check_jobs, is_search, jobs_of, varied
 from pdlightning.config import ConfigError
-from pdlightning.resume import LOCK, SEARCHES, SWEEP
-from pdlightning.schema import check_settings
+from pdlightning.resume import LOCK, SWEEP
 
 if TYPE_CHECKING:
-    from hydra.core.config_loader import ConfigLoader
-    from hydra.core.override_parser.types import Override
-
     from pdlightning.catalogue import Run
 
 TABLE = "runs.csv"
@@ -134,68 +131,6 @@ def best_line(runs: Sequence[Run], objective: str, direction: str) -> list[str]:
         return []
     best = (max if direction == "maximize" else min)(measured, key=lambda run: run.metrics[objective])
     return [f"best {objective}, {best.metrics[objective]:.4g}: {best.folder}"]
-
-
-def varied(config: DictConfig) -> list[Override]:
-    """What the presets and the command line say, the last word of each setting."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    params: dict[str, Any] = OmegaConf.to_container(config.hydra.sweeper.params or OmegaConf.create({}))  # type: ignore[assignment]
-    words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    parsed = OverridesParser.create(config_loader=config_loader()).parse_overrides(words)
-    return list({override.key_or_group: override for override in parsed}.values())
-
-
-def is_search(config: DictConfig) -> bool:
-    return config.hydra.sweeper._target_.startswith(SEARCHES)
-
-
-def config_loader() -> ConfigLoader:
-    from hydra.core.global_hydra import GlobalHydra
-
-    return GlobalHydra.instance().config_loader()
-
-
-def jobs_of(config: DictConfig) -> list[list[str]]:
-    """The words of every job; of a search those of one, for what the others say is decided on the way."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    overrides = varied(config)
-    if not is_search(config):
-        return BasicSweeper.split_arguments(overrides, None)[0]
-    return [
-        [f"{o.get_key_element()}={first_value(o)}" if o.is_sweep_override() else o.input_line or "" for o in overrides]
-    ]
-
-
-def first_value(override: Override) -> Any:
-    from hydra.core.override_parser.types import IntervalSweep
-
-    value = override.value()
-    return value.start if isinstance(value, IntervalSweep) else next(iter(override.sweep_string_iterator()))
-
-
-def check_jobs(config: DictConfig) -> None:
-    """Every value of a setting is there once, every job composes, and its settings are what they should be."""
-    from pdlightning.commands import plain_config
-
-    axes = {override.key_or_group: override for override in varied(config) if override.is_sweep_override()}
-    for axis in axes.values():
-        if axis.is_discrete_sweep():
-            values = list(axis.sweep_iterator())
-            if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-                raise ConfigError(
-                    f"{axis.input_line}: {axis.key_or_group}={twice[0]} is there twice, so two jobs would be the same."
-                )
-    for words in jobs_of(config):
-        job = config_loader().load_sweep_config(config, words)
-        plain = plain_config(OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"]))
-        del plain["resume"]
-        try:
-            check_settings(plain)
-        except ConfigError as error:
-            own = [word for word in words if word.split("=")[0].lstrip("+") in axes]
-            raise ConfigError(f"The job {' '.join(own)}: {error}") from error
 
 
 def check_folder(folder: Path, arguments: Sequence[str], *, go_on: bool) -> None:

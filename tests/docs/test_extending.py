@@ -1,4 +1,4 @@
-"""The parts on the page of extensions, written to files and run as printed, for a few steps."""
+"""The parts on the page of extensions, written to files, and the commands there and in the index of the losses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ TEXT = (DOCS / "extending.md").read_text()
 TITLED = [(re.findall(r'title="([^"]+)"', fence), content) for fence, content in blocks(TEXT)]
 FILES = {title[0]: content for title, content in TITLED if title and title[0] != "run"}
 COMMANDS = [content.strip() for title, content in TITLED if title == ["run"]]
+OF_LOSSES = [content.strip() for fence, content in blocks((DOCS / "losses" / "index.md").read_text()) if "run" in fence]
 FAST = ["debug=fast", "steps=3", "metric=none", "~metric.slow.pgd_ladder", "hydra.run.dir=run"]
 
 
@@ -38,13 +39,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page_has_a_part_of_every_kind() -> None:
     kinds = ("losses", "ci", "target", "data")
-    assert {f"my_package/{kind}.py" for kind in kinds} < FILES.keys() and len(COMMANDS) == 5
+    assert {f"my_package/{kind}.py" for kind in kinds} < FILES.keys() and len(COMMANDS) == 5 and len(OF_LOSSES) == 3
     for name in (f"my_package/{kind}.py" for kind in kinds):
         code = [line for line in FILES[name].splitlines() if line and not re.match(r"import|from| *\"\"\"", line)]
         assert len(code) <= 10, f"{name} is a ten-liner"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_LOSSES])
 def test_a_command_of_the_page_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "pdlightning"]
@@ -58,6 +59,9 @@ def test_a_command_of_the_page_runs(command: str, folder: Path, monkeypatch: pyt
         "ci_fn=linear": "my_package.ci.LinearCI",
         "experiment=mine": "my_package.data.Blobs",
         "p.end=0.7": "end: 0.7",
+        "form=relative": "form: relative",
+        "pgd_recon": "pdlightning.masking.PGD",
+        "smooth_l0": "pdlightning.metrics.SmoothL0Loss",
     }.items():
         assert word not in command or trace in config
     for loss in ("indecision", "binomial_recon_half"):

@@ -1,4 +1,4 @@
-"""The pages of the losses say what the code has: the YAML as shipped, classes that exist, their arguments and no others."""
+"""The pages of the losses say what the code has: the YAML as shipped, its classes, their arguments and no others."""
 
 from __future__ import annotations
 
