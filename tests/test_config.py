@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -195,6 +196,20 @@ def test_library_constructors_accept_their_documented_arguments():
 def test_a_typo_in_the_trainer_is_found():
     message = refusal({"trainer": {"_target_": "lightning.Trainer", "max_step": 3}})
     assert "trainer.max_step:" in message and "did you mean 'max_steps'?" in message
+
+
+def test_arguments_that_a_class_hands_to_its_base_are_checked_too():
+    loss = {"_target_": "pdlightning.metrics.SmoothL0Loss", "gamma": 0.1, "coeff": 1.0, "beta": 0.5}
+    validate(loss)
+    for changes, said in (
+        ({"p": 2.0}, "p: pdlightning.metrics.SmoothL0Loss has no argument 'p' (it takes: "),
+        ({"betta": 0.5}, "did you mean 'beta'?"),
+        ({"dist_sync_on_step": True}, "has no argument 'dist_sync_on_step'"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            validate({**loss, **changes})
+    with pytest.raises(ConfigError, match="requires the argument 'coeff', which is missing"):
+        validate({"_target_": "pdlightning.metrics.SmoothL0Loss", "gamma": 0.1})
 
 
 def test_suggest_ignores_case_and_stays_silent_without_a_near_name():

@@ -180,13 +180,12 @@ def _binding_problems(node: dict[str, Any], *, path: str, allowed: Sequence[str]
     if not isinstance(partial, bool):
         yield f"{join(path, '_partial_')}: expected true or false, got {partial!r}"
     try:
-        parameters = inspect.signature(target).parameters
+        parameters, takes_any = _parameters(target)
     except ValueError:  # callables written in C may have no readable signature; they check their own call
         return
     arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = {name: parameter for name, parameter in parameters.items() if parameter.kind in kinds}
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     for key, value in arguments.items():
         where = join(path, str(key))
         if key in named:
@@ -197,6 +196,24 @@ def _binding_problems(node: dict[str, Any], *, path: str, allowed: Sequence[str]
     for name, parameter in named.items():
         if not partial and name not in arguments and parameter.default is inspect.Parameter.empty:
             yield f"{join(path, name)}: {node['_target_']} requires the argument '{name}', which is missing"
+
+
+def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Name -> parameter, and whether any other keyword is taken.
+
+    The `**arguments` of a class are those of its bases, as far as ours go: torchmetrics takes settings of its own
+    there, which no config needs.
+    """
+    found = dict(inspect.signature(target).parameters)
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.values())
+    for base in target.__mro__ if takes_any and isinstance(target, type) else ():
+        if base.__module__.startswith("torchmetrics."):
+            return found, False
+        if "__init__" in vars(base) and takes_any and base is not object:
+            own = inspect.signature(base).parameters
+            found = {**own, **found}
+            takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values())
+    return found, takes_any
 
 
 def _annotation(parameter: inspect.Parameter, value: Any, target: Callable[..., Any]) -> Any:

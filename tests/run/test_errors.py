@@ -120,7 +120,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ((*FAST, "pd._target_=torch.nn.Linearr"), "'torch.nn' has no 'Linearr'; did you mean 'Linear'?"),
         (("name=x",), "target: a value is required; choose target=..."),
         (("-m", "experiment=tms_5-2,tms_40-10"), "say where it goes with hydra.sweep.dir"),
-        (("resume=elsewhere",), "is not the folder of a run (it has no config.yaml)"),
+        (("resume=elsewhere",), "is not the folder of a run or of a sweep (it has no config.yaml and no sweep.yaml)"),
         (("resume=elsewhere", "steps=3"), "takes nothing else but runtime.<setting>=...: drop steps=3"),
     ],
 )
