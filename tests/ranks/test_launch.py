@@ -47,10 +47,12 @@ def broken(how: str, *, at: int) -> list[str]:
 def test_a_sweep_gives_every_job_its_own_values_on_every_rank(tmp_path: Path) -> None:
     done = command(tmp_path, "-m", "seed=1,2", "hydra.sweep.dir=sweep")
     assert "2 " in done.stdout and done.returncode == 0, done.stderr[-2000:]
-    for job, seed in (("0", 1), ("1", 2)):
+    for job, seed in (("0_seed=1", 1), ("1_seed=2", 2)):
         config = yaml.safe_load((tmp_path / "sweep" / job / "config.yaml").read_text())
         assert config["seed"] == config["pd"]["seed"] == seed and config["runtime"]["devices"] == 2
-    first, second = (json.loads((tmp_path / "sweep" / job / "summary.json").read_text()) for job in "01")
+    first, second = (
+        json.loads((tmp_path / "sweep" / job / "summary.json").read_text()) for job in ("0_seed=1", "1_seed=2")
+    )
     assert first["metrics"] != second["metrics"]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import wandb_files
 import yaml
 from run.conftest import TINY, Config, rows_of, summary_of
@@ -32,6 +33,7 @@ def offline(composed: Callable[..., Config], tmp_path_factory: pytest.TempPathFa
 
 
 def stored(folder: Path) -> list[wandb_files.StoredRun]:
+    wandb.teardown()  # waits until everything is written
     return [wandb_files.read(path) for path in sorted((folder / "wandb").glob("offline-run-*"))]
 
 
@@ -115,8 +117,6 @@ def test_a_failing_run_is_marked_as_failed(
 def test_a_server_that_does_not_answer_leaves_an_offline_run(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wandb
-
     real, asked = wandb.init, []
 
     def init(**arguments: Any) -> Any:
@@ -130,7 +130,6 @@ def test_a_server_that_does_not_answer_leaves_an_offline_run(
     with pytest.warns(UserWarning, match="does not answer.*no route to host.*wandb sync"):
         summary = run(tiny("logging=wandb", "logging.loggers.wandb.mode=online"), tmp_path / "run")
     assert asked == ["online", "offline"] and summary["steps"] == 6
-    wandb.teardown()  # waits until everything is written
     (kept,) = stored(tmp_path / "run")
     assert kept.exit_code == 0
 
@@ -138,8 +137,6 @@ def test_a_server_that_does_not_answer_leaves_an_offline_run(
 def test_a_tracker_that_breaks_in_the_middle_is_said_once_and_the_run_goes_on(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wandb
-
     def log(self: Any, *arguments: Any) -> None:
         raise ConnectionResetError("connection reset by peer")
 
