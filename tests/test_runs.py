@@ -57,6 +57,7 @@ def sweep(tmp_path: Path) -> Path:
 @pytest.fixture
 def listing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # some library that another test imports sets it
 
     def said(*words: str) -> list[str]:
         return runs.listing(runs.parser().parse_args(words)).splitlines()

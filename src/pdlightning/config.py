@@ -180,7 +180,8 @@ def _binding_problems(node: dict[str, Any], *, path: str, allowed: Sequence[str]
     if not isinstance(partial, bool):
         yield f"{join(path, '_partial_')}: expected true or false, got {partial!r}"
     try:
-        parameters, takes_any = _parameters(target)
+        parameters = inspect.signature(target).parameters
+        handed_on = _handed_on(target)
     except ValueError:  # callables written in C may have no readable signature; they check their own call
         return
     arguments = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
@@ -190,30 +191,32 @@ def _binding_problems(node: dict[str, Any], *, path: str, allowed: Sequence[str]
         where = join(path, str(key))
         if key in named:
             yield from _type_problems(value, _annotation(named[key], value, target), path=where)
-        elif not takes_any:
-            near = f"{suggest(str(key), named)} (it takes: {', '.join(named) or 'no arguments'})"
+        elif handed_on is not None and key not in handed_on:
+            known = [*named, *handed_on]
+            near = f"{suggest(str(key), known)} (it takes: {', '.join(known) or 'no arguments'})"
             yield f"{where}: {node['_target_']} has no argument '{key}'{near}"
     for name, parameter in named.items():
         if not partial and name not in arguments and parameter.default is inspect.Parameter.empty:
             yield f"{join(path, name)}: {node['_target_']} requires the argument '{name}', which is missing"
 
 
-def _parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Name -> parameter, and whether any other keyword is taken.
+def _handed_on(target: Any) -> list[str] | None:
+    """The names that the `**arguments` of a target may have; None where that is any name.
 
-    The `**arguments` of a class are those of its bases, as far as ours go: torchmetrics takes settings of its own
-    there, which no config needs.
+    Those of a class go to its bases, as far as ours go: torchmetrics takes settings of its own there, which no config
+    needs.
     """
-    found = dict(inspect.signature(target).parameters)
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.values())
-    for base in target.__mro__ if takes_any and isinstance(target, type) else ():
+    names: dict[str, None] = {}
+    parameters = inspect.signature(target).parameters.values()
+    for base in target.__mro__[1:] if isinstance(target, type) else ():
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
         if base.__module__.startswith("torchmetrics."):
-            return found, False
-        if "__init__" in vars(base) and takes_any and base is not object:
-            own = inspect.signature(base).parameters
-            found = {**own, **found}
-            takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values())
-    return found, takes_any
+            return list(names)
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters.values()
+            names |= {p.name: None for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return None if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters) else list(names)
 
 
 def _annotation(parameter: inspect.Parameter, value: Any, target: Callable[..., Any]) -> Any:
