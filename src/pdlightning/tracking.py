@@ -26,8 +26,9 @@ from pdlightning.resume import SUMMARY
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILES = ("config.yaml", "summary.json", "environment.json", "code.diff", "metrics.csv", "report.html", "decomposition")
-"""What of a run folder a tracker keeps: enough to load the run again."""
+FILES = ("summary.json", "environment.json", "code.diff", "metrics.csv", "report.html", "decomposition")
+"""What of a run folder a tracker keeps: enough to load the run again. The config is in `decomposition/metadata.json`;
+under `config.yaml` Weights & Biases has its own."""
 
 LONGEST_TAG = 64
 """Letters that Weights & Biases takes."""

@@ -76,7 +76,7 @@ def test_images_and_the_files_of_the_run_are_there_to_be_sent(offline: Path) -> 
         for name, value in row.items():
             if name.startswith("figures/") and name.endswith("/path"):
                 assert (files / value).stat().st_size > 1000
-    for name in ("config.yaml", "summary.json", "decomposition/tensors.safetensors", "decomposition/metadata.json"):
+    for name in ("summary.json", "metrics.csv", "decomposition/tensors.safetensors", "decomposition/metadata.json"):
         assert name in kept.files
         assert not (files / name).is_symlink() and (files / name).read_bytes() == (offline / name).read_bytes()
     assert kept.exit_code == 0
@@ -111,7 +111,7 @@ def test_a_failing_run_is_marked_as_failed(
     with pytest.raises(RuntimeError, match="on purpose"):
         run(tiny("logging=offline"), tmp_path / "run")
     (kept,) = stored(tmp_path / "run")
-    assert kept.exit_code == 1 and "config.yaml" in kept.files
+    assert kept.exit_code == 1 and "environment.json" in kept.files
 
 
 def test_a_server_that_does_not_answer_leaves_an_offline_run(
