@@ -20,7 +20,7 @@ run: $(VENV)/.installed  ## decompose the smallest toy: experiment=tms_5-2 (ARGS
 	$(BIN)/python -m pdlightning experiment=tms_5-2 $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests (ARGS='-m slow' for the slow ones)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	$(BIN)/ruff check .
