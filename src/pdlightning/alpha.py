@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,23 +83,20 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def command(arguments: argparse.Namespace) -> None:
+    found = sweep_runs(list(dict.fromkeys(arguments.runs)), arguments.points)
+    print("\n".join(aligned(rows(found))))
+    if arguments.out is not None:
+        write(arguments.out, found)
+        print(f"Table and figure are in {arguments.out}")
+
+
 def main() -> None:
     arguments = parser().parse_args()
-    from pdlightning.analysis.comparison import NotComparable
-    from pdlightning.commands import quiet_libraries, sentence_of
+    from pdlightning.commands import or_a_sentence, quiet_libraries
 
     quiet_libraries()
-    try:
-        found = sweep_runs(list(dict.fromkeys(arguments.runs)), arguments.points)
-        print("\n".join(aligned(rows(found))))
-        if arguments.out is not None:
-            write(arguments.out, found)
-            print(f"Table and figure are in {arguments.out}")
-    except Exception as error:
-        sentence = str(error) if isinstance(error, NotComparable) else sentence_of(error)
-        if sentence is None:
-            raise
-        sys.exit(sentence)
+    or_a_sentence(lambda: command(arguments))
 
 
 if __name__ == "__main__":

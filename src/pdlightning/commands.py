@@ -86,15 +86,19 @@ def go_on(folder: Path, runtime: dict[str, Any]) -> None:
     run_on_ranks(config, folder, resume=True)
 
 
-def or_a_sentence(work: Callable[[], Any], folder: Path) -> Any:
-    """Do the work; where it fails by a mistake of the user, end the process with that in words."""
+def or_a_sentence(work: Callable[[], Any], folder: Path | None = None) -> Any:
+    """Do the work; where it fails by a mistake of the user, end the process with that in words.
+
+    `folder` is that of a run, which is not left behind empty.
+    """
     try:
         return work()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         sentence = sentence_of(error)
-        remove_if_empty(folder)
+        if folder is not None:
+            remove_if_empty(folder)
         if sentence is None or os.environ.get("PDLIGHTNING_TRACEBACK"):
             raise
         sys.exit(sentence)
@@ -104,13 +108,14 @@ def sentence_of(error: Exception) -> str | None:
     """What to say about an error that the user can do something about; None for any other."""
     if isinstance(error, ConfigError):
         return f"Error in the config: {error}"
+    from pdlightning.analysis.comparison import NotComparable
     from pdlightning.callbacks import Interrupted
     from pdlightning.guards import NonFiniteError
     from pdlightning.launch import RankError
     from pdlightning.storage import StorageError
     from pdlightning.targets import UnfitTargetError
 
-    known = (Interrupted, NonFiniteError, RankError, StorageError, UnfitTargetError)
+    known = (Interrupted, NonFiniteError, NotComparable, RankError, StorageError, UnfitTargetError)
     return "\n".join([str(error), *getattr(error, "__notes__", [])]) if isinstance(error, known) else None
 
 

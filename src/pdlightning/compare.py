@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,17 +150,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    from pdlightning.analysis.comparison import NotComparable
-    from pdlightning.commands import quiet_libraries, sentence_of
+    from pdlightning.commands import or_a_sentence, quiet_libraries
 
     quiet_libraries()
-    try:
-        command(arguments)
-    except Exception as error:
-        sentence = str(error) if isinstance(error, NotComparable) else sentence_of(error)
-        if sentence is None:
-            raise
-        sys.exit(sentence)
+    or_a_sentence(lambda: command(arguments))
 
 
 if __name__ == "__main__":

@@ -123,15 +123,9 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         seconds = time.perf_counter() - training_started
 
         summary = {
-            "experiment": config["name"],
-            **named(config),
-            "steps": config["steps"],
+            **outcome(config, target, evaluation.latest),
             "seconds": round(time.perf_counter() - started, 2),
             "steps_per_second": round((config["steps"] - first_step) / seconds, 2),
-            "solved": goals_met(config["goal"], evaluation.latest),
-            "init_from": config["init_from"],
-            "target": target.summary,
-            "metrics": evaluation.latest,
         }
         state = decomposition.whole_state_dict()
         if first:
@@ -142,6 +136,19 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
     pages = [f"To read in a browser: {page}" for page in written]
     rank_zero_info("\n".join([result_table(summary, config), f"Everything of this run is in {folder}", *pages]))
     return summary
+
+
+def outcome(config: Config, target: Target, metrics: dict[str, float]) -> dict[str, Any]:
+    """What summary.json says of a run, but for the time it took."""
+    return {
+        "experiment": config["name"],
+        **named(config),
+        "steps": config["steps"],
+        "solved": goals_met(config["goal"], metrics),
+        "init_from": config["init_from"],
+        "target": target.summary,
+        "metrics": metrics,
+    }
 
 
 def write_origin(folder: Path, config: Config) -> None:
