@@ -15,6 +15,7 @@ from pdlightning.exporting import export
 from pdlightning.interventions import Intervention
 from pdlightning.modules.ci import CausalImportances
 from pdlightning.modules.component_model import ComponentModel
+from pdlightning.ranks import refuse_parts
 
 
 class Editing:
@@ -29,11 +30,13 @@ class Editing:
     @torch.no_grad()
     def causal_importances(self, batch: Any) -> CausalImportances:
         """`.lower`, `.upper`, `.logits`: dict site -> `[*leading, C]` (spec I1), without gradient."""
+        refuse_parts(self.model.components)
         return self.model.causal_importances(self.model.clean(batch))
 
     @torch.no_grad()
     def component_activations(self, batch: Any) -> dict[str, Float[Tensor, "*leading C"]]:
         """x V of every site, the row V[x] of an embedding (spec C1), without gradient."""
+        refuse_parts(self.model.components)
         return {path: products.with_V() for path, products in self.model.clean(batch).products.items()}
 
     def masked_forward(
@@ -44,6 +47,7 @@ class Editing:
         routes: dict[str, Bool[Tensor, " *leading"]] | None = None,
     ) -> Tensor:
         """The output when exactly the sites in `masks` run through their masked subcomponents (spec C4-C6)."""
+        refuse_parts(self.model.components)
         return self.model.masked(batch, masks, delta_masks=delta_masks, routes=routes).output
 
     def masked(

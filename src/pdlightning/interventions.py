@@ -12,6 +12,7 @@ from torch import Tensor
 from pdlightning.edits import Amount, Indices, SiteEdit, Values, as_indices, edited_forward, edited_weight
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.modules.site import Components
+from pdlightning.ranks import refuse_parts
 
 
 class Intervention:
@@ -82,6 +83,7 @@ class Intervention:
         return edited_weight(self.model.components[path], self.edits[path])
 
     def __enter__(self) -> Intervention:
+        refuse_parts(self.model.components)
         now, thread = self.model.current.edited, threading.get_ident()
         opened = now if isinstance(now, Opened) else Opened((), thread)
         if opened.thread != thread:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 A_LONG_TIME = timedelta(days=7)
 """The first rank may be training a target; that a rank has died ends the wait."""
@@ -26,6 +27,15 @@ def n_ranks() -> int:
 
 def rank() -> int:
     return dist.get_rank() if n_ranks() > 1 else 0
+
+
+def refuse_parts(module: nn.Module) -> None:
+    """A parameter that is divided among ranks (FSDP2) can only be used where all of it is there."""
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        raise RuntimeError(
+            "V and U are divided among the ranks (FSDP2). Put them together on every rank,"
+            " `with pdlightning.sharding.whole(pd.model): ...`, or load the finished run in one process: load_run(...)."
+        )
 
 
 @contextmanager

@@ -212,7 +212,12 @@ def build_trainer(
         throughput,  # first: its clock must not run while the others work
         evaluation,
         # After the evaluation, so that a checkpoint of a step follows the numbers of that step.
-        RunCheckpoint(folder=folder / "checkpoints", every=logging["checkpoint_every"], config=config),
+        RunCheckpoint(
+            folder=folder / "checkpoints",
+            every=logging["checkpoint_every"],
+            kept=logging["checkpoints_kept"],
+            config=config,
+        ),
         *([StepProgress()] if logging["progress"] else []),
     ]
     return Trainer(

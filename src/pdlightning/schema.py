@@ -12,7 +12,7 @@ BUILT = ("target", "data", "pd", "metric", "loss", "ci_fn", "comparison")
 """The parts of a config that are trees of `_target_`; their schema is the constructors."""
 
 ADDED: dict[str, Any] = {"init_from": None, "target_steps": None, "labels": None}
-ADDED_TO_LOGGING: dict[str, Any] = {"run_name": None, "group": None, "tags": [], "swept": {}}
+ADDED_TO_LOGGING: dict[str, Any] = {"checkpoints_kept": 2, "run_name": None, "group": None, "tags": [], "swept": {}}
 ADDED_TO_RUNTIME = {
     "target_dtype": None,
     "nodes": 1,
@@ -72,6 +72,7 @@ class Logging:
         eval_every: the metrics under `metric.fast`.
         slow_eval_every: those under `metric.slow`; a multiple of `eval_every`.
         checkpoint_every: checkpoints to resume from.
+        checkpoints_kept: the newest so many, at least two in case the newest is damaged; None: all.
         progress: show a progress bar.
         loggers: name -> logger beside metrics.csv.
         run_name, group, tags: of the run in loggers and tables; None and none: those of `naming`.
@@ -82,6 +83,7 @@ class Logging:
     eval_every: int
     slow_eval_every: int
     checkpoint_every: int
+    checkpoints_kept: int | None
     progress: bool
     loggers: dict[str, Any]
     run_name: str | None
@@ -91,6 +93,8 @@ class Logging:
 
     def __post_init__(self) -> None:
         at_least_one(self, "log_every", "eval_every", "slow_eval_every", "checkpoint_every")
+        if self.checkpoints_kept is not None and self.checkpoints_kept < 2:
+            raise ValueError(f"checkpoints_kept must be at least 2, or null for all, got {self.checkpoints_kept}.")
         check_multiple(eval_every=self.eval_every, slow_eval_every=self.slow_eval_every)
 
 

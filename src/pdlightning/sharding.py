@@ -36,13 +36,15 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, blocks: bool) -> nn.Module:
 
 @contextmanager
 def whole(module: nn.Module) -> Iterator[None]:
-    """All parameters on every rank, to be read."""
+    """V, U and what else is no block of a transformer whole on every rank, to be read; a block gathers itself."""
     if not isinstance(module, FSDPModule):
         yield
         return
     module.unshard()
-    yield
-    module.reshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def full(x: Any) -> Any:

@@ -154,7 +154,7 @@ def test_a_metric_named_twice_or_a_slow_cadence_that_is_no_multiple_is_refused()
 
 def test_checkpoints_keep_the_two_newest_and_the_rows_before_them_are_on_the_disk(tmp_path: Path):
     csv = MetricsCSV(path=tmp_path / "metrics.csv")
-    checkpoint = RunCheckpoint(folder=tmp_path / "checkpoints", every=3, config={"a": 1})
+    checkpoint = RunCheckpoint(folder=tmp_path / "checkpoints", every=3, kept=2, config={"a": 1})
     seen: dict[str, list[str]] = {}
 
     class Look(lightning.Callback):

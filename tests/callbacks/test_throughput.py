@@ -112,7 +112,7 @@ def test_evaluations_checkpoints_and_the_first_step_are_no_training_time(clock: 
     saving.clock = clock
     batch = torch.rand(6, 4)
     evaluate = Evaluate(metrics={"slow": Slow(clock)}, slow_metrics={}, every=4, slow_every=4, batches=[batch])
-    checkpoint = RunCheckpoint(folder=tmp_path / "checkpoints", every=5, config={})
+    checkpoint = RunCheckpoint(folder=tmp_path / "checkpoints", every=5, kept=2, config={})
     fit(
         decomposition(), Batches(batch, clock), Throughput(), evaluate, checkpoint, Winding(clock),
         logger=csv, plugins=[saving], enable_checkpointing=True,

@@ -164,6 +164,21 @@ def test_impossible_sites_are_refused_before_the_target_is_touched(sites: dict, 
     assert dict(target.named_modules()) == modules
 
 
+class Scaled(nn.Embedding):
+    """As Gemma's: what it gives is not a row of its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_a_module_whose_weight_does_not_say_what_it_computes_is_refused() -> None:
+    target = Chain({"plain": nn.Embedding(5, 3), "scaled": Scaled(5, 3)}).requires_grad_(False)
+    with pytest.raises(TypeError, match=r"'scaled', a Scaled, which cannot be decomposed.*the forward of its class"):
+        decomposed(target, {"*": 2})
+    with pytest.raises(ValueError, match=r"can be decomposed: plain\."):
+        decomposed(target, {"nope": 2})
+
+
 def test_two_paths_through_one_shared_block_cannot_each_have_a_site() -> None:
     block = Block()
     with pytest.raises(ValueError, match=r"'a\.up' and 'b\.up' are one place: the module 'b'.*used twice"):

@@ -27,7 +27,7 @@ from pdlightning import ParameterDecomposition
 from pdlightning.checkpoints import AtomicCheckpointIO
 from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, ReconstructionLoss, SmoothL0Loss
 from pdlightning.modules.ci import Squash
-from pdlightning.sharding import ShardedStrategy
+from pdlightning.sharding import ShardedStrategy, whole
 
 STEPS, BATCH = 20, 16
 RANK, RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -99,6 +99,7 @@ def train(plan: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str,
         assert all(parts) if plan["strategy"] == "fsdp" else not any(parts)
         if plan["strategy"] == "fsdp":
             assert_held_in_parts(trainer.optimizers[0])
+            assert_used_when_whole(model, next(iter(Shares(data, 0))))
     return {name: x.detach().clone() for name, x in model.whole_state_dict().items()}, rows.rows
 
 
@@ -113,6 +114,27 @@ def assert_held_in_parts(optimizer: torch.optim.Optimizer) -> None:
             everywhere = torch.tensor(own)
             dist.all_reduce(everywhere)
             assert everywhere == sum(x.numel() for x in tensors)
+
+
+def assert_used_when_whole(model: ParameterDecomposition, batch: torch.Tensor) -> None:
+    """By hand only `with whole(...)`, and then as ever: an ablation computes what a mask of one zero does."""
+    site, components = next(iter(model.components.items()))
+    edit = model.masked(ablate={site: [0]}, delta=False)
+    uses = [lambda: model.causal_importances(batch), lambda: model.masked_forward(batch, {}), edit.__enter__]
+    for use in uses:
+        try:
+            use()
+        except RuntimeError as error:
+            assert "whole(pd.model)" in str(error)
+        else:
+            raise AssertionError("used in parts")
+    with whole(model.model), torch.no_grad():
+        lower = model.causal_importances(batch).lower[site]
+        mask = torch.ones_like(lower).index_fill(-1, torch.tensor([0]), 0.0)
+        with edit:
+            edited = model(batch)
+        torch.testing.assert_close(edited, model.masked_forward(batch, {site: mask}))
+    assert isinstance(components.V, DTensor)
 
 
 def main() -> None:

@@ -68,6 +68,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ),
         ((*FAST, "pd.squash=leaky"), "squash='leaky' lets ci fall below 0"),
         ((*FAST, "logging.eval_every=0"), "logging.eval_every must be at least 1, got 0"),
+        ((*FAST, "logging.checkpoints_kept=1"), "logging.checkpoints_kept must be at least 2, or null for all, got 1"),
         ((*FAST, "logging.slow_eval_every=4"), "must be a multiple of eval_every, got 4 and 3: 3 would fit"),
         ((*FAST, "logging.loggers=5"), "logging.loggers: expected dict"),
         ((*FAST, "runtime.precision=32"), "runtime.precision: expected one of '64-true', '32-true'"),

@@ -123,6 +123,13 @@ def test_a_harmed_run_is_refused_with_a_sentence(copied: Path, harm: Callable[[P
         load_run(copied)
 
 
+def test_all_checkpoints_of_a_run_can_be_kept_and_loaded(tmp_path: Path, tiny: Tiny):
+    run(tiny("logging.checkpoint_every=1", "logging.checkpoints_kept=null"), tmp_path / "run")
+    assert len(checkpoints_by_step(tmp_path / "run" / "checkpoints")) == 6
+    start, end = (load_run(tmp_path / "run", step=step).decomposition.components["linear1"].V for step in (1, 6))
+    assert not torch.equal(start, end)
+
+
 def test_a_run_without_a_checkpoint_is_refused_with_a_sentence(unfinished: Path, tiny: Tiny):
     shutil.rmtree(unfinished / "checkpoints")
     with pytest.raises(CheckpointError, match="no complete checkpoint: looked for step=<number>.ckpt"):

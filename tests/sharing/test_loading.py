@@ -124,7 +124,7 @@ def not_ours(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "place", "arguments", "message"),
     [
-        (None, "", {"step": 4}, r"has no checkpoint of step 4. It has 3, 6 \(a run keeps the last two\)"),
+        (None, "", {"step": 4}, r"has no checkpoint of step 4. It has 3, 6 \(logging.checkpoints_kept says"),
         (None, "decomposition", {"step": 3}, "has the weights after its last step, 6, alone, and not those after 3"),
         (None, "checkpoints/step=3.ckpt", {"step": 6}, "is the checkpoint of step 3, and step=6 was asked for"),
         (None, "checkpoints/step=9.ckpt", {}, "There is no .*step=9.ckpt"),

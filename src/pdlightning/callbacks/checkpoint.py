@@ -22,7 +22,6 @@ from pdlightning.ranks import gathered, n_ranks, on_any_rank, rank
 from pdlightning.sharding import finite
 from pdlightning.storage import StorageError
 
-KEPT = 2  # the newest, and one more in case the newest is damaged
 QUEUE_AGAIN = (signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -46,13 +45,14 @@ class RunCheckpoint(Checkpoint):
     Args:
         folder: where they go: the `checkpoints` of a run.
         every: steps between checkpoints.
+        kept: the newest so many stay; None: all.
         config: the resolved config of the run as a plain dict, stored inside.
     """
 
-    def __init__(self, *, folder: Path, every: int, config: dict[str, Any]):
+    def __init__(self, *, folder: Path, every: int, kept: int | None, config: dict[str, Any]):
         if every < 1:
             raise ValueError(f"checkpoint_every must be >= 1, got {every}.")
-        self.folder, self.every, self.config = folder, every, config
+        self.folder, self.every, self.kept, self.config = folder, every, kept, config
         self.saved = -1
         self.interrupted = False
         self.asked_by: signal.Signals | None = None
@@ -89,8 +89,8 @@ class RunCheckpoint(Checkpoint):
                 logger.write()
         trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
         self.saved = step
-        if trainer.is_global_zero:
-            for old in checkpoints_by_step(self.folder)[KEPT:]:
+        if trainer.is_global_zero and self.kept is not None:
+            for old in checkpoints_by_step(self.folder)[self.kept :]:
                 old.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: ParameterDecomposition) -> None:  # type: ignore[override]

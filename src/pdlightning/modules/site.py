@@ -16,17 +16,26 @@ from pdlightning.modules.passes import CurrentPass, Products
 
 SiteKind = Literal["linear", "conv1d", "embedding", "identity"]
 PRE_IDENTITY = ".pre_identity"
-SUPPORTED = "nn.Linear, transformers' Conv1D, nn.Embedding, or `<path>.pre_identity` in front of a module"
+SUPPORTED = (
+    "nn.Linear, transformers' Conv1D, nn.Embedding, each with the forward of its class, or `<path>.pre_identity` in"
+    " front of a module"
+)
 
 
 def site_kind(module: nn.Module) -> SiteKind | None:
-    """The kind of site a module makes, or None where it cannot be decomposed (spec C1)."""
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.Embedding):
-        return "embedding"
+    """The kind of site a module makes, or None where it cannot be decomposed (spec C1).
+
+    A subclass with a forward of its own is None: an embedding that scales what it looks up, a quantized matrix. Its
+    weight does not say what it computes.
+    """
+    kinds: dict[type[nn.Module], SiteKind] = {nn.Linear: "linear", nn.Embedding: "embedding"}
     transformers = sys.modules.get("transformers.pytorch_utils")  # a Conv1D cannot exist before it is imported
-    return "conv1d" if transformers is not None and isinstance(module, transformers.Conv1D) else None
+    if transformers is not None:
+        kinds[transformers.Conv1D] = "conv1d"
+    for cls, kind in kinds.items():
+        if isinstance(module, cls):
+            return kind if type(module).forward is cls.forward else None
+    return None
 
 
 class Components(nn.Module):

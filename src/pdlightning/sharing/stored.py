@@ -110,7 +110,7 @@ def read_run(folder: Path, *, step: int | None) -> StoredRun:
         kept = sorted(checkpoint_step(kept) for kept in checkpoints_by_step(folder / "checkpoints"))
         raise StorageError(
             f"{folder} has no checkpoint of step {step}. It has {', '.join(map(str, kept)) or 'none'}"
-            f"{' (a run keeps the last two)' if kept else ''}."
+            " (logging.checkpoints_kept says how many stay)."
         )
     return read_checkpoint(folder, config, path)
 
