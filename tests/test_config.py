@@ -23,7 +23,7 @@ from pdlightning.config import (
     to_plain,
     validate,
 )
-from pdlightning.overrides import explain_override_error
+from pdlightning.launching.overrides import explain_override_error
 
 HERE = (__name__.partition(".")[0],)
 

@@ -49,7 +49,7 @@ from pdlightning.metrics import (
 )
 from pdlightning.modules import GlobalTransformer
 from pdlightning.optimization import AdamW, FaithfulnessWarmup
-from pdlightning.rehearsal import blank_target
+from pdlightning.rehearsal.rehearse import blank_target
 from pdlightning.schedules import Anneal, Schedule
 from pdlightning.targets import InductionTransformer
 from pdlightning.targets.language.training import LanguageModelTraining

@@ -14,8 +14,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 if TYPE_CHECKING:
-    from pdlightning.jobs import Job
-    from pdlightning.local import Pool
+    from pdlightning.launching.jobs import Job
+    from pdlightning.launching.local import Pool
 
 
 CONF = {"_target_": "hydra_plugins.pdlightning_local.LocalLauncher", "jobs": None}
@@ -37,9 +37,9 @@ class LocalLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from pdlightning.jobs import told
-        from pdlightning.local import Pool
-        from pdlightning.processes import cores
+        from pdlightning.launching.jobs import told
+        from pdlightning.launching.local import Pool
+        from pdlightning.launching.processes import cores
 
         setup_globals()
         if self.pool is None:  # a search launches again and again
@@ -55,7 +55,7 @@ class LocalLauncher(Launcher):
         ]  # fmt: skip
 
     def job(self, number: int, words: list[str]) -> Job:
-        from pdlightning.jobs import job_of
+        from pdlightning.launching.jobs import job_of
 
         config = self.context.config_loader.load_sweep_config(self.config, words)
         before = HydraConfig.instance().cfg

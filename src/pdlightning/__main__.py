@@ -24,7 +24,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parents[1] / "conf"
 def command(config: DictConfig) -> float:
     now = HydraConfig.get()
     if now.mode == RunMode.MULTIRUN:
-        from pdlightning.jobs import job_from_hydra
+        from pdlightning.launching.jobs import job_from_hydra
 
         return job_from_hydra(config, now)
     from pdlightning.commands import run_from_hydra
@@ -50,7 +50,7 @@ def main() -> None:
 
             resume_run(*wanted)
     except (HydraException, OmegaConfBaseException) as error:
-        from pdlightning.overrides import explain_refusal
+        from pdlightning.launching.overrides import explain_refusal
 
         sys.exit(explain_refusal(error, arguments, CONF))
     except ConfigError as error:
@@ -63,7 +63,7 @@ def with_sweep(arguments: list[str]) -> list[str]:
     """The words that go on with a sweep, where these ask for it."""
     if not any(word.startswith("resume=") for word in arguments):
         return arguments
-    from pdlightning.sweeps import go_on_with_sweep
+    from pdlightning.launching.sweeps import go_on_with_sweep
 
     return go_on_with_sweep(arguments)
 

@@ -38,7 +38,7 @@ def run_config(config: dict[str, Any], folder: Path, *, resume: bool = False) ->
     """Run a plain config, or go on with it in its folder; returns the objective."""
     plain = {key: value for key, value in config.items() if key != "resume"}
     check_settings(plain)  # before torch is imported
-    from pdlightning.launch import run_on_ranks
+    from pdlightning.launching.launch import run_on_ranks
 
     quiet_libraries()
     if plain["only"] == "target":
@@ -76,7 +76,7 @@ def go_on(folder: Path, runtime: dict[str, Any]) -> None:
         print(f"{folder} has finished, there is nothing to go on with. Its results:")
         print(result_table(json.loads((folder / SUMMARY).read_text()), config))
         return
-    from pdlightning.launch import run_on_ranks
+    from pdlightning.launching.launch import run_on_ranks
     from pdlightning.schema import complete
 
     quiet_libraries()
@@ -111,7 +111,7 @@ def sentence_of(error: Exception) -> str | None:
     from pdlightning.analysis.comparison import NotComparable
     from pdlightning.callbacks import Interrupted
     from pdlightning.guards import NonFiniteError
-    from pdlightning.launch import RankError
+    from pdlightning.launching.launch import RankError
     from pdlightning.storage import StorageError
     from pdlightning.targets import UnfitTargetError
 

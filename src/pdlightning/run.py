@@ -38,7 +38,7 @@ from pdlightning.loggers import MetricsCSV
 from pdlightning.metrics.evaluation import Data, Page
 from pdlightning.naming import named
 from pdlightning.ranks import first_rank_first, rank
-from pdlightning.rehearsal import rehearse
+from pdlightning.rehearsal.rehearse import rehearse
 from pdlightning.report.build import REPORT, report_afterwards
 from pdlightning.results import goals_met, result_table
 from pdlightning.resume import CONFIG, SUMMARY

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdlightning.analysis import similarity
 from pdlightning.analysis.similarity import compare_site, cosine_similarity, greedy_pairs, match, picture_of
-from pdlightning.dry import Counter
+from pdlightning.rehearsal.dry import Counter
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

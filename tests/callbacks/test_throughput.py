@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from pdlightning import ParameterDecomposition
 from pdlightning.callbacks import Evaluate, RunCheckpoint, Throughput, throughput
 from pdlightning.checkpoints import AtomicCheckpointIO
-from pdlightning.dry import DryDecomposition
 from pdlightning.loggers import MetricsCSV
 from pdlightning.masking import AdamAscent, AllSites, PersistentPGD
 from pdlightning.metrics import Evaluation, FaithfulnessLoss, OutputMSE, ReconstructionLoss
 from pdlightning.modules import SharedMLP
+from pdlightning.rehearsal.dry import DryDecomposition
 
 STEP, FETCH, EVALUATION, SAVING = 1.0, 0.25, 100.0, 1000.0
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pdlightning import launch
 from pdlightning.config import ConfigError
-from pdlightning.launch import run_on_ranks
+from pdlightning.launching import launch
+from pdlightning.launching.launch import run_on_ranks
 
 HERE = Path(__file__).parent
 FAST = ["experiment=tms_5-2", "debug=fast", "runtime.devices=2", "metric=none", "~metric.slow.pgd_ladder"]

@@ -202,7 +202,7 @@ def test_jobs_side_by_side_die_alone_stop_together_and_go_on(tmp_path: Path, cac
     wait_for("beside/[01]_*/checkpoints/step=5.ckpt", tmp_path, process)
     ours = ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)]
     children = subprocess.run(ours, capture_output=True, text=True).stdout.splitlines()
-    workers = [int(line.split()[0]) for line in children if "pdlightning.local" in line]
+    workers = [int(line.split()[0]) for line in children if "pdlightning.launching.local" in line]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     wait_for("beside/2_*/checkpoints/*.ckpt", tmp_path, process)

@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from pdlightning.callbacks.checkpoint import RunCheckpoint
 from pdlightning.callbacks.evaluate import Evaluate
 from pdlightning.decomposition import ParameterDecomposition
-from pdlightning.dry import DryDecomposition, NotCountable
 from pdlightning.modules.batches import token_ids
+from pdlightning.rehearsal.dry import DryDecomposition, NotCountable
 
 PEAKS: dict[str, tuple[float, float, float]] = {
     "B200": (2250, 1125, 75),

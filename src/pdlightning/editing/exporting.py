@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pdlightning.interventions import Intervention
+from pdlightning.editing.interventions import Intervention
 from pdlightning.modules.site import PRE_IDENTITY, Block, PreIdentity, Site, StandIn, site_kind
 from pdlightning.storage import StorageError, atomic_folder, load_decomposition, save_decomposition
 

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from pdlightning.axes import check_jobs, is_search, jobs_of, varied
 from pdlightning.config import ConfigError
+from pdlightning.launching.axes import check_jobs, is_search, jobs_of, varied
 from pdlightning.resume import LOCK, SWEEP
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AroundSweep(Callback):
             from hydra.core.global_hydra import GlobalHydra
 
             from pdlightning.__main__ import CONF
-            from pdlightning.overrides import explain_refusal
+            from pdlightning.launching.overrides import explain_refusal
 
             GlobalHydra.instance().clear()  # to explain is to compose parts of it again
             sys.exit(explain_refusal(error, arguments, CONF))

@@ -16,8 +16,8 @@ from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.finetune import Start
 from pdlightning.metrics.evaluation import Evaluation
 from pdlightning.observation import observe
+from pdlightning.rehearsal.sizes import Sizes, check_components, shards_of, sizes_of
 from pdlightning.runtime import mixed_precision
-from pdlightning.sizes import Sizes, check_components, shards_of, sizes_of
 from pdlightning.targets import Recipe
 
 

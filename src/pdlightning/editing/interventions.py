@@ -9,7 +9,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from pdlightning.edits import Amount, Indices, SiteEdit, Values, as_indices, edited_forward, edited_weight
+from pdlightning.editing.edits import Amount, Indices, SiteEdit, Values, as_indices, edited_forward, edited_weight
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.modules.site import Components
 from pdlightning.ranks import refuse_parts

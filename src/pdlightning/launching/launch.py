@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from pdlightning.config import ConfigError, flatten
-from pdlightning.processes import cores, forwarded_signals, how_it_ended
+from pdlightning.launching.processes import cores, forwarded_signals, how_it_ended
 from pdlightning.resume import SUMMARY
 
 GRACE = 10.0
@@ -128,7 +128,7 @@ def start(rank: int, place: Path, runtime: dict[str, Any], reader: int) -> subpr
     }
     log = None if rank == 0 else (place / f"{rank}.log").open("wb")
     return subprocess.Popen(
-        [sys.executable, "-m", "pdlightning.launch", str(place), str(reader)],
+        [sys.executable, "-m", "pdlightning.launching.launch", str(place), str(reader)],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -250,7 +250,7 @@ def end_with(reader: int, place: Path) -> None:
 
 
 def main() -> None:
-    """`python -m pdlightning.launch PLACE READER`: one of our ranks."""
+    """`python -m pdlightning.launching.launch PLACE READER`: one of our ranks."""
     place, number = Path(sys.argv[1]), os.environ["RANK"]
     end_with(int(sys.argv[2]), place)
     request = yaml.safe_load((place / REQUEST).read_text())

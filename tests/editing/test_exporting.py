@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from parity import TOKEN_SITES, VECTOR_SITES, Chain, assert_same, batch_of, built, frozen, seeded
-from test_interventions import drawn, edits_of
+from edit_cases import drawn, edits_of, transformer
+from parity import Chain, assert_same, batch_of, built, frozen, seeded
 from torch import Tensor, nn
 
-from pdlightning.exporting import ExportError, export, load_exported, plain_copy
-from pdlightning.interventions import Intervention
+from pdlightning.editing.exporting import ExportError, export, load_exported, plain_copy
+from pdlightning.editing.interventions import Intervention
 from pdlightning.modules import ComponentModel, SharedMLP
 from pdlightning.modules.site import StandIn
 from pdlightning.storage import StorageError
 from pdlightning.targets import TMS
 from pdlightning.targets.language import GPT2Simple
-
-SITES = {"vectors": VECTOR_SITES, "tokens": TOKEN_SITES}
 
 
 def decomposed(target: nn.Module, sites: dict[str, int]) -> ComponentModel:
@@ -168,21 +166,6 @@ def test_a_head_that_reads_the_embedding_keeps_its_own(float64, tmp_path: Path) 
         assert_same(exported(tokens), edited(model, tokens, **edits))
         assert ("lm_head.weight" in exported.state_dict()) == ("keep" not in edits)
         assert torch.equal(load_exported(tmp_path / "model", like=target)(tokens), exported(tokens))
-
-
-def transformer(name: str, *, tied: bool) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-    common = {"vocab_size": 23, "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    if name == "gpt2":
-        shape = {"n_positions": 12, "n_embd": 8, "n_layer": 2, "n_head": 2}
-        model: Any = GPT2LMHeadModel(GPT2Config(**shape, **common))
-    else:
-        shape = {"max_position_embeddings": 12, "hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2}
-        model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, **common))
-    for i, parameter in enumerate(model.parameters()):
-        parameter.data.normal_(std=0.4, generator=seeded(i))
-    return model.eval().requires_grad_(False)
 
 
 LANGUAGE_SITES = {

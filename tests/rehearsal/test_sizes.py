@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
-from pdlightning import ParameterDecomposition, sizes
+from pdlightning import ParameterDecomposition
 from pdlightning.config import ConfigError
-from pdlightning.dry import DryDecomposition
 from pdlightning.masking import (
     PGD,
     AdamAscent,
@@ -29,7 +28,9 @@ from pdlightning.masking import (
 )
 from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, OutputKL, OutputMSE, ReconstructionLoss
 from pdlightning.modules import GlobalTransformer, ScalarMLP, SharedMLP
-from pdlightning.sizes import SiteSize, Sizes, sizes_of
+from pdlightning.rehearsal import sizes
+from pdlightning.rehearsal.dry import DryDecomposition
+from pdlightning.rehearsal.sizes import SiteSize, Sizes, sizes_of
 from pdlightning.targets.language import GPT2Simple
 from pdlightning.targets.tms import TMS
 

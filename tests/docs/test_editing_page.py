@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_exporting import transformer
+from edit_cases import transformer
 from torch import nn
 
 from pdlightning import ParameterDecomposition
@@ -16,7 +16,7 @@ from pdlightning.metrics import FaithfulnessLoss
 from pdlightning.modules import SharedMLP
 from pdlightning.targets import TMS
 
-PAGE = Path(__file__).parents[1] / "docs" / "editing.md"
+PAGE = Path(__file__).parents[2] / "docs" / "editing.md"
 
 
 def decomposed(target: nn.Module, sites: dict[str, int]) -> ParameterDecomposition:

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from pdlightning.catalogue import reason
-from pdlightning.jobs import Job, done_before, fail, run_job, summary_in
-from pdlightning.processes import CORES, cores, forwarded_signals, how_it_ended
+from pdlightning.launching.jobs import Job, done_before, fail, run_job, summary_in
+from pdlightning.launching.processes import CORES, cores, forwarded_signals, how_it_ended
 from pdlightning.results import VERDICT, number
 from pdlightning.resume import LOG
 
@@ -32,7 +32,7 @@ class Worker:
         self.connection, theirs = Pipe()
         self.job: Job | None = None
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pdlightning.local", str(theirs.fileno())],
+            [sys.executable, "-m", "pdlightning.launching.local", str(theirs.fileno())],
             env={**os.environ, CORES: str(share)},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -164,7 +164,7 @@ def receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
 
 
 def main() -> None:
-    """`python -m pdlightning.local CONNECTION`: one of the processes."""
+    """`python -m pdlightning.launching.local CONNECTION`: one of the processes."""
     connection = Connection(int(sys.argv[1]))
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     threading.Thread(target=receive, args=(connection, jobs), daemon=True).start()

@@ -10,43 +10,15 @@ import lightning
 import naive
 import pytest
 import torch
-from parity import TOKEN_SITES, VECTOR_SITES, assert_same, batch_of, built, oracle_target, seeded, vectors_chain
+from edit_cases import SITES, drawn, edits_of
+from parity import assert_same, batch_of, built, oracle_target, vectors_chain
 from torch import Tensor
 
 from pdlightning import ParameterDecomposition
-from pdlightning.interventions import Intervention
+from pdlightning.editing.interventions import Intervention
 from pdlightning.masking import AllSites, Uniform
 from pdlightning.metrics import FaithfulnessLoss, OutputMSE, ReconstructionLoss
 from pdlightning.modules import ComponentModel, SharedMLP
-
-SITES = {"vectors": VECTOR_SITES, "tokens": TOKEN_SITES}
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed))
-
-
-def edits_of(data: str) -> dict[str, tuple[dict[str, Any], dict[str, list[float]], dict[str, float]]]:
-    """name -> (arguments, the mask of every subcomponent, of every delta), written down by hand."""
-    first, last = list(SITES[data])[0], list(SITES[data])[-1]
-    n, m = SITES[data][first], SITES[data][last]
-    return {
-        "nothing": ({}, {}, {}),
-        "ablate": ({"ablate": {first: [0]}}, {first: [0] + [1] * (n - 1)}, {first: 1}),
-        "ablate nothing": ({"ablate": {last: []}}, {last: [1] * m}, {last: 1}),
-        "keep": ({"keep": {first: [1]}}, {first: [0, 1, 0][:n]}, {first: 0}),
-        "keep with delta": ({"keep": {first: [1]}, "delta": True}, {first: [0, 1, 0][:n]}, {first: 1}),
-        "scale": ({"scale": {last: {1: 2.5}}}, {last: [1, 2.5]}, {last: 1}),
-        "scale and add": ({"scale": {last: {1: 2}}, "add": {last: {1: 0.5}}}, {last: [1, 2.5]}, {last: 1}),
-        "a tensor": ({"add": {last: torch.tensor([0.5, -2.0])}}, {last: [1.5, -1]}, {last: 1}),
-        "half a delta": (
-            {"keep": {first: []}, "delta": {last: 0.5}}, {first: [0] * n, last: [1] * m}, {first: 0, last: 0.5}
-        ),
-        "no delta": ({"delta": False}, {s: [1] * C for s, C in SITES[data].items()}, dict.fromkeys(SITES[data], 0)),
-        "from masks": (
-            {"masks": {last: torch.tensor([0.25, 0.5])}, "add": {last: {0: 1.0}}}, {last: [1.25, 0.5]}, {last: 0}
-        ),
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("leading", [(4,), (2, 3), (2, 1, 3)])

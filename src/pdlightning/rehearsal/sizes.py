@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pdlightning.config import ConfigError
 from pdlightning.decomposition import ParameterDecomposition
-from pdlightning.dry import TRUE_DTYPES, DryDecomposition, NotCountable, StepCost
 from pdlightning.modules.surgery import find_sites
+from pdlightning.rehearsal.dry import TRUE_DTYPES, DryDecomposition, NotCountable, StepCost
 from pdlightning.results import aligned, number
 
 ROWS = 24

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pdlightning.edits import Amount, Indices, Values
-from pdlightning.exporting import export
-from pdlightning.interventions import Intervention
+from pdlightning.editing.edits import Amount, Indices, Values
+from pdlightning.editing.exporting import export
+from pdlightning.editing.interventions import Intervention
 from pdlightning.modules.ci import CausalImportances
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.ranks import refuse_parts
