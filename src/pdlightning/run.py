@@ -86,9 +86,14 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
     Raises:
         ConfigError: before the target is trained, wherever the mistake can be known by then.
     """
-    started = time.perf_counter()
     config = complete(config)
     validate_config(config)
+    saving = RunCheckpoint(
+        folder=folder / "checkpoints",
+        every=config["logging"]["checkpoint_every"],
+        kept=config["logging"]["checkpoints_kept"],
+        config=config,
+    )
     checkpoint = latest_checkpoint(folder) if resume else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     prepare_runtime(config["runtime"])
@@ -96,7 +101,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         data = build_data(config)
         evaluation = build_evaluation(config, save_figure=FigureFolder(folder / "figures"))
         throughput = Throughput()
-        trainer = build_trainer(config, folder, evaluation, throughput, first_step=first_step)
+        trainer = build_trainer(config, folder, evaluation, throughput, saving, first_step=first_step)
         source = build_target(config)
         start = start_of(config) if checkpoint is None else None  # a checkpoint has gone on from there
         sizes = rehearse(config, source, start)
@@ -124,7 +129,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
 
         summary = {
             **outcome(config, target, evaluation.latest),
-            "seconds": round(time.perf_counter() - started, 2),
+            "seconds": round(saving.seconds, 2),
             "steps_per_second": round((config["steps"] - first_step) / seconds, 2),
         }
         state = decomposition.whole_state_dict()
@@ -204,20 +209,20 @@ def build_strategy(runtime: dict[str, Any]) -> Strategy | str:
 
 
 def build_trainer(
-    config: Config, folder: Path, evaluation: Evaluate, throughput: Throughput, *, first_step: int
+    config: Config,
+    folder: Path,
+    evaluation: Evaluate,
+    throughput: Throughput,
+    saving: RunCheckpoint,
+    *,
+    first_step: int,
 ) -> Trainer:
     logging, runtime = config["logging"], config["runtime"]
     loggers = instantiate(logging["loggers"], allow=config["allow"], path="logging.loggers")
     callbacks = [
         throughput,  # first: its clock must not run while the others work
         evaluation,
-        # After the evaluation, so that a checkpoint of a step follows the numbers of that step.
-        RunCheckpoint(
-            folder=folder / "checkpoints",
-            every=logging["checkpoint_every"],
-            kept=logging["checkpoints_kept"],
-            config=config,
-        ),
+        saving,  # after the evaluation, so that a checkpoint of a step follows the numbers of that step
         *([StepProgress()] if logging["progress"] else []),
     ]
     return Trainer(

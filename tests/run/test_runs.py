@@ -130,6 +130,20 @@ def test_all_checkpoints_of_a_run_can_be_kept_and_loaded(tmp_path: Path, tiny: T
     assert not torch.equal(start, end)
 
 
+@pytest.mark.parametrize("before", [1000.0, None])
+def test_the_time_of_a_resumed_run_counts_what_went_before(unfinished: Path, tiny: Tiny, before: float | None):
+    path = checkpoints_by_step(unfinished / "checkpoints")[0]
+    content = torch.load(path, weights_only=True)
+    assert 0 < content["seconds"] < 1000
+    if before is None:  # a checkpoint of an earlier version
+        del content["seconds"]
+    else:
+        content["seconds"] = before
+    torch.save(content, path)
+    summary = run(load_run(unfinished).config, unfinished, resume=True)
+    assert (before or 0) < summary["seconds"] < (before or 0) + 300
+
+
 def test_a_run_without_a_checkpoint_is_refused_with_a_sentence(unfinished: Path, tiny: Tiny):
     shutil.rmtree(unfinished / "checkpoints")
     with pytest.raises(CheckpointError, match="no complete checkpoint: looked for step=<number>.ckpt"):

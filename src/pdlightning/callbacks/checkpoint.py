@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,16 +54,23 @@ class RunCheckpoint(Checkpoint):
         if every < 1:
             raise ValueError(f"checkpoint_every must be >= 1, got {every}.")
         self.folder, self.every, self.kept, self.config = folder, every, kept, config
+        self.started, self.before = time.perf_counter(), 0.0
         self.saved = -1
         self.interrupted = False
         self.asked_by: signal.Signals | None = None
         self.then: Any = None
         self.previous: dict[signal.Signals, Any] = {}
 
+    @property
+    def seconds(self) -> float:
+        """Since this was made, and what the parts of the run before its checkpoint had taken."""
+        return self.before + time.perf_counter() - self.started
+
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ParameterDecomposition, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["pdlightning_config"] = self.config
+        checkpoint["seconds"] = self.seconds
         # Losses are logged as means since the last log, which a resumed run must go on with.
         sums = {name: (loss.sum, loss.count) for name, loss in pl_module.terms.items()}
         checkpoint["loss_sums"] = {name: tuple(gathered(x[None], dim=0).sum(0) for x in s) for name, s in sums.items()}
@@ -70,6 +78,7 @@ class RunCheckpoint(Checkpoint):
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ParameterDecomposition, checkpoint: dict[str, Any]
     ) -> None:
+        self.before = checkpoint.get("seconds", 0.0)  # not in those of an earlier version
         if rank() > 0:  # the sums of all ranks go on with the first
             return
         for name, (total, count) in checkpoint["loss_sums"].items():
