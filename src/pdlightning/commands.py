@@ -30,7 +30,8 @@ def plain_config(config: DictConfig) -> dict[str, Any]:
     """A composed config as plain values; paths mean the same from wherever the run is looked at or resumed."""
     plain = to_plain(config)
     if isinstance(plain["init_from"], str):
-        plain["init_from"] = str(Path(plain["init_from"]).expanduser().absolute())
+        path = Path(plain["init_from"]).expanduser()  # or one elsewhere, such as user/name on the hub
+        plain["init_from"] = str(path.absolute()) if path.exists() else plain["init_from"]
     return plain
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities import rank_zero_info
@@ -14,9 +13,10 @@ from torch import Tensor
 from pdlightning.build import Config, Target
 from pdlightning.config import ConfigError
 from pdlightning.decomposition import ParameterDecomposition
-from pdlightning.loading import DECOMPOSITION, describe_sites
-from pdlightning.resume import CONFIG
-from pdlightning.storage import complete_folder, load_decomposition
+from pdlightning.loading import buildable_config, describe_sites
+from pdlightning.sharing.places import place_of
+from pdlightning.sharing.stored import StoredRun, read
+from pdlightning.storage import StorageError
 
 TAKEN = ("model.components.", "model.ci_fn.")
 ONLY_HOW = ("checkpoint_activations",)
@@ -25,37 +25,36 @@ ONLY_HOW = ("checkpoint_activations",)
 
 @dataclass(frozen=True)
 class Start:
-    """The finished run in `folder`, whose V, U and ci function another run starts with."""
+    """A finished run, whose V, U and ci function another run starts with."""
 
-    folder: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
+    stored: StoredRun
+    config: Config
 
     def check(self, decomposition: ParameterDecomposition, config: Config) -> None:
         """Refuse a decomposition that is not of the same sites, C, squash and ci function; the error lists it all."""
-        pd = {**defaults(ParameterDecomposition), **self.metadata["config"]["pd"]}
+        pd = {**defaults(ParameterDecomposition), **self.config["pd"]}
         found = [
-            *site_differences(self.metadata["sites"], describe_sites(decomposition)),
+            *site_differences(self.stored.sites or {}, describe_sites(decomposition)),
             *value_differences({"squash": pd["squash"]}, {"squash": decomposition.model.squash}),
             *ci_fn_differences(pd["ci_fn"], config["pd"]["ci_fn"], defaults(type(decomposition.model.ci_fn))),
-        ] or tensor_differences(self.tensors, taken_of(decomposition))
+        ] or tensor_differences(self.stored.state, taken_of(decomposition))
         if found:
             raise ConfigError(
-                f"init_from: the decomposition of {self.folder} does not fit this run. What differs:\n  "
+                f"init_from: the decomposition of {self.stored.origin} does not fit this run. What differs:\n  "
                 + "\n  ".join(found)
             )
 
     def apply(self, decomposition: ParameterDecomposition, target: Target) -> None:
         """Take V, U and the ci function, and nothing else: no optimizer, sources or step; no faithfulness warmup."""
-        taken = {name: self.tensors[name] for name in taken_of(decomposition)}
+        taken = {name: self.stored.state[name] for name in taken_of(decomposition)}
         decomposition.load_state_dict({**decomposition.state_dict(), **taken})
         decomposition.faithfulness_warmup = None
-        steps = self.metadata["summary"]["steps"]
         rank_zero_info(
-            f"V, U and the ci function are those of {self.folder} after its {steps} steps; there is no faithfulness "
-            "warmup."
+            f"V, U and the ci function are those of {self.stored.origin} after its {self.stored.step} steps; there is "
+            "no faithfulness warmup."
         )
-        there, here = self.metadata["target"].get("sha256", "not recorded"), target.summary["sha256"]
+        record = self.stored.target_record or {}
+        there, here = record.get("sha256", "not recorded"), target.summary["sha256"]
         if there != here:
             rank_zero_info(
                 f"The target is not the one they were made for: sha256 of its weights {there[:12]} there, {here[:12]} "
@@ -66,21 +65,25 @@ class Start:
 def start_of(config: Config) -> Start | None:
     """What `init_from` names, read and checked to be whole; None where a run starts from nothing.
 
+    It may be anywhere `load_run` finds a run. Of its config nothing is built.
+
     Raises:
-        ConfigError: it is not the folder of a run that has ended.
-        StorageError: its decomposition is damaged.
+        ConfigError: it is no run, or one that has not ended.
+        StorageError: it cannot be had, or its decomposition is damaged.
     """
     if config.get("init_from") is None:  # a run stored before there was init_from has no such key
         return None
-    folder = Path(config["init_from"])
-    if not (folder / CONFIG).is_file():
-        raise ConfigError(f"init_from: {folder.absolute()} is not the folder of a run (it has no {CONFIG}).")
-    if not complete_folder(folder / DECOMPOSITION).is_dir():
+    try:
+        place = place_of(config["init_from"])
+    except StorageError as error:
+        raise ConfigError(f"init_from: {error}") from error
+    stored = read(place, step=None)
+    if stored.sites is None:
         raise ConfigError(
-            f"init_from: the run in {folder} has not ended, so it has no {DECOMPOSITION}/ to start from. Go on with it "
-            f"first: python -m pdlightning resume={folder}"
+            f"init_from: the run in {stored.folder} has not ended, so it has no decomposition to start from. Go on "
+            f"with it first: python -m pdlightning resume={stored.folder}"
         )
-    return Start(folder, *load_decomposition(folder / DECOMPOSITION))
+    return Start(stored, buildable_config(stored, allow=config["allow"], download=False))
 
 
 def taken_of(decomposition: ParameterDecomposition) -> dict[str, Tensor]:

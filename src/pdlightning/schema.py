@@ -106,7 +106,7 @@ class Run:
         name: of the experiment.
         seed: of the decomposition.
         steps: of the decomposition.
-        init_from: folder of the run whose V, U and ci function this one starts with, or None.
+        init_from: the run whose V, U and ci function this one starts with, named as for `load_run`, or None.
         only: "target" stops when the target is there.
         cache_dir: of trained targets, or None.
         target_steps: in the place of those in the recipe of the target, or None.

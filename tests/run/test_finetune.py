@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,20 @@ def test_it_starts_where_the_other_run_ended(finished: Path, tiny: Tiny, tmp_pat
     assert any(rows_of(tmp_path / "tuned")[6][name] != end[name] for name in same), "and goes on from there"
     assert summary_of(tmp_path / "tuned")["init_from"] == str(finished) and summary_of(finished)["init_from"] is None
     assert "after its 6 steps; there is no faithfulness warmup" in said[0] and len(said) == 1
+
+
+def test_a_decomposition_away_from_its_run_will_do(finished: Path, tiny: Tiny, tmp_path: Path):
+    """As it comes from the hub: a stranger's, of which nothing is built."""
+    shared = shutil.copytree(finished / "decomposition", tmp_path / "decomposition")
+    start = finetune.start_of(from_run(tiny, shared))
+    assert start is not None and not start.stored.own and start.stored.step == 6
+    decomposition = load_run(finished).decomposition
+    start.check(decomposition, tiny())
+    metadata = json.loads((shared / "metadata.json").read_text())
+    metadata["metadata"]["config"]["pd"]["ci_fn"]["_target_"] = "os.system"
+    (shared / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(StorageError, match="os.system"):
+        finetune.start_of(from_run(tiny, shared))
 
 
 def test_what_was_tuned_no_longer_needs_what_it_came_from(finished: Path, tiny: Tiny, tmp_path: Path):
@@ -107,8 +122,8 @@ def test_a_tensor_of_another_shape_is_found_where_the_settings_agree(finished: P
     start = finetune.start_of(from_run(tiny, finished))
     assert start is not None
     decomposition = load_run(finished).decomposition
-    start.tensors["model.components.linear1.V"] = torch.zeros(5, 7)
-    del start.tensors["model.components.linear2.U"]
+    start.stored.state["model.components.linear1.V"] = torch.zeros(5, 7)
+    del start.stored.state["model.components.linear2.U"]
     with pytest.raises(ConfigError) as error:
         start.check(decomposition, tiny())
     assert "components.linear1.V (5, 7) there, (5, 6) here" in str(error.value)
@@ -123,9 +138,10 @@ def harmed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
-        (lambda f: shutil.rmtree(f), ConfigError, "is not the folder of a run"),
+        (lambda f: shutil.rmtree(f), ConfigError, "init_from: There is no /"),
+        (lambda f: (f / "config.yaml").unlink(), ConfigError, "init_from: .* has no config.yaml"),
         (
-            lambda f: shutil.rmtree(f / "decomposition"),
+            lambda f: (f / "summary.json").unlink(),
             ConfigError,
             "has not ended.*first: python -m pdlightning resume=",
         ),

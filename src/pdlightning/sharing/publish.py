@@ -54,7 +54,8 @@ def write_shared(spec: str | Path, folder: Path, *, repo_id: str | None = None) 
         raise StorageError(f"{folder.absolute()} is not empty: choose another folder, or empty it.")
     load_decomposition(source)  # whole, or refused
     content = json.loads((source / METADATA).read_text())
-    told = [content["metadata"]["config"].get(key) for key in ("cache_dir", "init_from")]
+    named = [content["metadata"]["config"].get(key) for key in ("cache_dir", "init_from")]
+    told = [path for path in named if path is not None and Path(path).is_absolute()]
     metadata = content["metadata"] = without_paths(content["metadata"])
     with atomic_folder(folder) as new:
         (new / DECOMPOSITION).mkdir()
@@ -66,7 +67,7 @@ def write_shared(spec: str | Path, folder: Path, *, repo_id: str | None = None) 
         if report is not None:
             text = report.read_text()
             for path in (str(source.parent.absolute()), *told):
-                if path is not None and len(Path(path).parts) > 2:  # a shorter one tells nothing, and is in other words
+                if len(Path(path).parts) > 2:  # a shorter one tells nothing, and is in other words
                     text = text.replace(path, Path(path).name)
             atomic_write_text(new / "report.html", text)
 
@@ -74,7 +75,8 @@ def write_shared(spec: str | Path, folder: Path, *, repo_id: str | None = None) 
 def without_paths(metadata: dict[str, Any]) -> dict[str, Any]:
     """The metadata of a decomposition with nothing about the folders of the machine it was made on."""
     earlier = metadata["config"].get("init_from")  # the first runs had no such setting
-    started = {"init_from": None if earlier is None else Path(earlier).name}
+    here = None if earlier is None else Path(earlier)
+    started = {"init_from": here.name if here is not None and here.is_absolute() else earlier}
     return {
         **metadata,
         "config": {**metadata["config"], **started, "cache_dir": None},
