@@ -82,6 +82,24 @@ def test_the_table_has_jobs_in_order_and_the_share_by_what_is_not_the_seed(
     ]
 
 
+def test_a_filter_takes_no_job_from_those_that_have_finished(sweep: Path, listing: Callable[..., list[str]]):
+    assert listing("sweep", "--filter", "coeff=0.001", "--filter", "seed>6")[-2:] == [
+        "20 of 21 jobs have finished",
+        "coeff=0.001: of these solved: 1 of 3 (33%, 95 % interval 6% to 79%)",
+    ]
+
+
+def test_the_objective_of_a_sweep_is_among_the_columns(sweep: Path, listing: Callable[..., list[str]]):
+    for folder in sweep.glob("*_*"):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "objective": "eval/attack"}))
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["metrics"]["eval/attack"] = 0.25
+        (folder / "summary.json").write_text(json.dumps(summary))
+    lines = listing("sweep")
+    assert lines[1].split()[7:9] == ["attack", "loss/total"] and lines[2].split()[7] == "0.25"
+
+
 @pytest.mark.parametrize(("solved", "of"), [(0, 4), (8, 10), (24, 24), (1, 1000)])
 def test_the_interval_is_wilsons(solved: int, of: int):
     expected = binomtest(solved, of).proportion_ci(method="wilson")
@@ -120,6 +138,8 @@ def test_filters(words: list[str], numbers: list[int], sweep: Path, listing: Cal
         (["--filter", "seed>99"], "No run is left by seed>99"),
         (["--filter", "__import__('os').getcwd()=1"], "No run has"),
         (["--sort", "nothing"], "No run has 'nothing'"),
+        (["--best", "solved"], "no finished run has a number there"),
+        (["--filter", "los/total<1"], "did you mean 'eval/loss/total'?"),
         (["--best", "experiment"], "no finished run has a number there"),
         (["nowhere"], "nowhere: there is no such folder"),
     ],
@@ -127,7 +147,7 @@ def test_filters(words: list[str], numbers: list[int], sweep: Path, listing: Cal
 def test_mistakes_are_a_sentence(words: list[str], message: str, sweep: Path, listing: Callable[..., list[str]]):
     with pytest.raises(ConfigError) as error:
         listing("sweep", *words)
-    assert message in str(error.value)
+    assert message in str(error.value) and not str(error.value).endswith("?.")
 
 
 def test_what_was_swept_comes_before_other_settings_of_the_same_end(sweep: Path, listing: Callable[..., list[str]]):
@@ -137,6 +157,8 @@ def test_what_was_swept_comes_before_other_settings_of_the_same_end(sweep: Path,
 
 def test_order_columns_best_and_csv(sweep: Path, listing: Callable[..., list[str]], tmp_path: Path):
     lines = listing("sweep", "--sort", "loss/total", "--columns", "seed,faithfulness.coeff", "--csv", "all.csv")
+    assert len({*(header := (tmp_path / "all.csv").read_text().splitlines()[0].split(","))}) == len(header)
+    assert "config.seed" not in header
     assert lines[1].split() == ["run", "state", "seed", "faithfulness.coeff"] and lines[2].split()[0].startswith("19_")
     assert lines[2].split()[2:] == ["9", "1"]
     with (tmp_path / "all.csv").open() as file:
@@ -209,4 +231,4 @@ def test_the_command_starts_without_anything_heavy(sweep: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    assert b"coeff=0.001: solved" in done.stdout
+    assert b"coeff=0.001: of these solved" in done.stdout

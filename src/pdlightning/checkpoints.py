@@ -58,9 +58,11 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             return torch.load(path, map_location=map_location, weights_only=weights_only is not False)
         except pickle.UnpicklingError as error:
+            named = re.search(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)", str(error))
             raise CheckpointError(
-                f"{path}: it holds Python objects, and loading them could run code from the file. Ours hold tensors "
-                f"and plain containers only. If you trust its origin, pass weights_only=False. ({_one_line(error)})"
+                f"{path}: it holds Python objects{f' ({named[1]})' if named else ''}, and loading them could run code "
+                "from the file. Ours hold tensors and plain containers only: do not load it, and ask where it comes "
+                "from."
             ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:

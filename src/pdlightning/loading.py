@@ -99,6 +99,10 @@ class LoadedRun:
     step: int
     summary: dict[str, Any]
 
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{path} C={components.C}" for path, components in self.decomposition.components.items())
+        return f"LoadedRun({self.config['name']}, step {self.step}, {sites}; {self.folder})"
+
     def evaluate(self) -> dict[str, float]:
         """All numbers of an evaluation at `step`, measured again.
 

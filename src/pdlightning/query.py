@@ -69,7 +69,7 @@ class Query:
                 raise ConfigError(f"{key} may be {', '.join(ends)}: say more of it.")
         known = {**self.swept, **self.named, **self.settings}
         parts = {part for name in known for part in (name, name.rsplit(".", 1)[-1], name.rsplit("/", 1)[-1])}
-        raise ConfigError(f"No run has '{key}'{suggest(key, [*FIELDS, *parts])}.")
+        raise ConfigError(f"No run has '{key}'{suggest(key, [*FIELDS, *parts]) or '.'}")
 
     def value(self, run: Run, key: str) -> Any:
         """Of a resolved key, or of a swept setting or metric by its full name; None where the run has none."""

@@ -49,7 +49,9 @@ def usual(runs: Sequence[Run]) -> dict[str, str]:
     labels = dict.fromkeys(name for run in runs for name in run.labels)
     several = {"experiment": "experiment"} if len({run.said("experiment") for run in runs} - {None}) > 1 else {}
     metrics = dict.fromkeys(name for run in runs for name in run.metrics)
-    chosen = [name for end in SHOWN for name in metrics if name.endswith(end)]
+    objectives = {run.settings.get("objective") for run in runs}
+    chosen = [name for name in metrics if name in objectives]
+    chosen += [name for end in SHOWN for name in metrics if name.endswith(end) and name not in chosen]
     return {
         **several,
         **{short: key for key, short in swept.items()},
@@ -99,16 +101,17 @@ def shown_path(run: Run, top: Path) -> str:
 
 
 def share_lines(runs: Sequence[Run]) -> list[str]:
-    """Of every sweep how many jobs are missing, and the share that is solved, for each setting but the seed."""
+    """Of every sweep how many jobs are missing, and the share of these runs that is solved, for each setting."""
     lines = []
     sweeps = list(dict.fromkeys(run.sweep for run in runs if run.sweep is not None))
     for sweep in sweeps:
-        jobs = [run for run in runs if run.sweep == sweep]
-        finished = [run for run in jobs if run.state == "finished"]
+        everyone = find_runs([sweep])  # these runs may be a choice of them
+        n_finished = sum(run.state == "finished" for run in everyone)
+        finished = [run for run in runs if run.sweep == sweep and run.state == "finished"]
         name = f"{sweep}: " if len(sweeps) > 1 else ""
-        planned = jobs_planned(sweep) or len(jobs)
-        if len(finished) < planned:
-            lines.append(f"{name}{len(finished)} of {planned} jobs have finished")
+        planned = jobs_planned(sweep) or len(everyone)
+        if n_finished < planned:
+            lines.append(f"{name}{n_finished} of {planned} jobs have finished")
         groups: dict[tuple[str, ...], list[bool]] = {}
         for run in finished:
             if run.summary["solved"] is not None:
@@ -117,7 +120,8 @@ def share_lines(runs: Sequence[Run]) -> list[str]:
             continue  # a search: no two jobs are of one kind
         for group, solved in groups.items():
             words = f"{','.join(group)}: " if group else ""
-            lines.append(f"{name}{words}solved: {interval_words(sum(solved), len(solved))}")
+            of = "of these " if len(finished) < n_finished else ""
+            lines.append(f"{name}{words}{of}solved: {interval_words(sum(solved), len(solved))}")
     return lines
 
 
@@ -151,7 +155,9 @@ def write_csv(runs: Sequence[Run], path: Path, columns: Sequence[str] = ()) -> N
     labels = dict.fromkeys(f"labels.{name}" for run in runs for name in run.labels)
     metrics = dict.fromkeys(name for run in runs for name in run.metrics)
     fields = ("experiment", "name", "state", "why", "solved", "steps", "seconds")
-    keys = dict.fromkeys([*fields, *swept, *labels, *metrics, *(query.resolve(name) for name in columns)])
+    keys = dict.fromkeys([*fields, *swept, *labels, *metrics])
+    further = [query.resolve(name) for name in columns]  # a setting or metric has its kind before its name
+    keys |= dict.fromkeys(key for key in further if not {key, key.partition(".")[2]} & keys.keys())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["folder", *keys])
@@ -227,11 +233,15 @@ def listing(arguments: argparse.Namespace) -> str:
 
 def best(runs: Sequence[Run], query: Query, metric: str, *, greatest: bool = False) -> Run:
     key = query.resolve(metric)
-    judged = [run for run in runs if run.state == "finished" and isinstance(query.value(run, key), int | float)]
-    judged = [run for run in judged if query.value(run, key) == query.value(run, key)]  # nan is not the best
+    judged = [run for run in runs if run.state == "finished" and is_number(query.value(run, key))]
     if not judged:
         raise ConfigError(f"--best {metric}: no finished run has a number there.")
     return (max if greatest else min)(judged, key=lambda run: query.value(run, key))
+
+
+def is_number(value: Any) -> bool:
+    """No verdict, and not nan, which is not the best of anything."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def main() -> None:

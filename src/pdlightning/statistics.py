@@ -128,6 +128,8 @@ def main() -> None:
         print(document(parser.parse_args().folders))
     except ConfigError as error:
         sys.exit(str(error))
+    except BrokenPipeError:  # `| head`
+        sys.stderr.close()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.fabric.utilities import rank_zero_warn
+from lightning.fabric.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoard
 from lightning.pytorch.utilities import rank_zero_only
 
-from pdlightning.config import flatten
+from pdlightning.config import ConfigError, flatten
 from pdlightning.metrics.evaluation import Page
 from pdlightning.naming import named
 from pdlightning.resume import SUMMARY
@@ -149,13 +149,13 @@ class WandB(Tracker):
                 self.experiment = wandb.init(**arguments, mode="online", settings=settings)
             except wandb.Error as error:
                 rank_zero_warn(
-                    f"Weights & Biases does not answer ({error}). The run is kept offline in {self.folder / 'wandb'}:"
-                    " send it later with `wandb sync`."
+                    f"Weights & Biases does not answer ({error}). The run is kept offline in {self.folder / 'wandb'}."
                 )
                 wandb.teardown()  # which also holds the id of the run that did not come to be
         if self.experiment is None:
             arguments.pop("resume")  # which has no meaning offline
             self.experiment = wandb.init(**arguments, mode="offline", settings=settings)
+            rank_zero_info(f"Weights & Biases, offline. To send the run: wandb sync {Path(self.experiment.dir).parent}")
         self.experiment.define_metric("step", hidden=True)
         self.experiment.define_metric("*", step_metric="step")
 
@@ -232,7 +232,10 @@ class TensorBoard(LightningTensorBoard, Tracker):  # pyright: ignore[reportIncom
     """TensorBoard event files in `tensorboard/` of the run folder: numbers, images, and settings beside the goals."""
 
     def __init__(self, *, save_dir: str):
-        super().__init__(save_dir=save_dir, name="tensorboard", version="", default_hp_metric=False)
+        try:
+            super().__init__(save_dir=save_dir, name="tensorboard", version="", default_hp_metric=False)
+        except ModuleNotFoundError as error:
+            raise ConfigError("TensorBoard is not installed: pip install 'pdlightning[tensorboard]'") from error
 
     def begin(self, config: Mapping[str, Any]) -> None:
         self.settings = settings_of(config)

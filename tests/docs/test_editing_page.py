@@ -41,6 +41,9 @@ def test_every_line_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     torch.testing.assert_close(
         names["alone"], toy.masked_forward(names["x"], {"linear1": torch.eye(6)[c].expand(5, 6)})
     )
+    more = torch.zeros(5, 6).index_put((torch.tensor(0), torch.as_tensor(c)), torch.tensor(1.0))
+    one_more = {site: lower + more * (site == "linear1") for site, lower in names["ci"].lower.items()}
+    torch.testing.assert_close(names["added"], toy.masked_forward(names["x"], one_more))
     torch.testing.assert_close(names["model"](names["x"]), names["without"])
     torch.testing.assert_close(names["again"](names["prompt"]).logits, names["smaller"](names["prompt"]).logits)
     assert names["text"].shape == (1, 7)

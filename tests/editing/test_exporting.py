@@ -161,11 +161,22 @@ def test_a_head_that_reads_the_embedding_keeps_its_own(float64, tmp_path: Path) 
     target = GPT2Simple(vocab_size=7, n_ctx=4, d_model=4, n_layers=1, n_heads=2, d_mlp=6, norm="layer", seed=0)
     model = decomposed(target, {"wte": 3, "h.*.mlp.c_fc": 2, "lm_head": 2})
     tokens = torch.randint(7, (2, 4), generator=seeded(0))
-    for edits in ({"ablate": {"wte": [0]}}, {"ablate": {"lm_head": [0]}}, {"keep": {"h.0.mlp.c_fc": [1]}}):
-        exported = export(Intervention(model, **edits), tokens, path=tmp_path / "model")
+    cases = ({"ablate": {"wte": [0]}}, {"ablate": {"lm_head": [0]}}, {"keep": {"h.0.mlp.c_fc": [1]}})
+    for number, edits in enumerate(cases):
+        path = tmp_path / str(number)
+        exported = export(Intervention(model, **edits), tokens, path=path)
         assert_same(exported(tokens), edited(model, tokens, **edits))
         assert ("lm_head.weight" in exported.state_dict()) == ("keep" not in edits)
-        assert torch.equal(load_exported(tmp_path / "model", like=target)(tokens), exported(tokens))
+        assert torch.equal(load_exported(path, like=target)(tokens), exported(tokens))
+
+
+def test_what_is_there_already_is_not_written_over(tmp_path: Path) -> None:
+    model, x = decomposed(TMS(n_features=5, n_hidden=2, tied=True, seed=0), {"linear1": 3}), torch.eye(5)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(StorageError, match="mine exists already: give another path"):
+        export(Intervention(model, ablate={"linear1": [0]}), x, path=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
 
 
 LANGUAGE_SITES = {

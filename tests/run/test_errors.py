@@ -48,6 +48,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ((*FAST, "pd.sites={linearx: 3}"), "pd.sites.linearx: there is no 'linearx' in 'pd.sites'"),
         ((*FAST, "data.labls=1"), "there is no 'labls' in 'data'"),
         ((*FAST, "data.zzz=1"), "; +data.zzz=... adds it"),
+        ((*FAST, "metric=none", "~metric.slow.zzz"), "so ~metric.slow.zzz has nothing to delete"),
         (
             (*FAST, "+data.zzz=1"),
             "data.zzz: pdlightning.data.SparseFeatures has no argument 'zzz' (it takes: n_features,",

@@ -127,7 +127,7 @@ def test_a_server_that_does_not_answer_leaves_an_offline_run(
 
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.warns(UserWarning, match="does not answer.*no route to host.*wandb sync"):
+    with pytest.warns(UserWarning, match="does not answer.*no route to host.*kept offline in"):
         summary = run(tiny("logging=wandb", "logging.loggers.wandb.mode=online"), tmp_path / "run")
     assert asked == ["online", "offline"] and summary["steps"] == 6
     (kept,) = stored(tmp_path / "run")

@@ -82,6 +82,7 @@ def test_a_card_of_the_first_format_says_what_was_not_recorded(shared: Path):
     [
         "experiment=tms_5-2",
         "experiment=tms_5-2 seed=3 steps=300 loss.importance_minimality.coeff=1e-4 data.batch_size=7",
+        "experiment=tms_5-2 steps=100 metric=none",
         "experiment=tms_5-2 ci_fn=scalar_mlp ~loss.stochastic_recon runtime.threads=null",
         "experiment=resid_mlp2 debug=fast pd.squash=sigmoid target_steps=7",
         "experiment=tms_5-2 loss=[faithfulness,importance_minimality,pgd_recon] cache_dir='/a b'",

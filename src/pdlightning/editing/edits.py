@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -19,6 +20,11 @@ Amount = float | Tensor
 """A number, a 0-d tensor, or one value for each position, `[*leading]`."""
 Values = Mapping[int, Any] | Tensor
 """index -> its value, or a tensor with a value for each subcomponent."""
+
+
+def in_words(value: Any) -> str:
+    """A value that was not expected, short: of a tensor what one can see at a glance."""
+    return f"a tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else reprlib.repr(value)
 
 
 class Edited:
@@ -83,7 +89,7 @@ class SiteEdit:
         self.keep = None if keep is None else self._indices(keep, "keep")
         self.ablate = None if ablate is None else self._indices(ablate, "ablate")
         if masks is not None and not (isinstance(masks, Tensor) and masks.ndim and masks.shape[-1] == self.C):
-            got = f"the shape {list(masks.shape)}" if isinstance(masks, Tensor) else f"{masks!r:.80}"
+            got = f"the shape {list(masks.shape)}" if isinstance(masks, Tensor) else in_words(masks)
             raise ValueError(f"masks[{self.site!r}]: expected a tensor [{self.C}] or [*leading, {self.C}], got {got}.")
         self.masks = masks
         self.scale, self.add = self._amounts(scale, "scale"), self._amounts(add, "add")
@@ -91,7 +97,9 @@ class SiteEdit:
         self.V = self._vectors(V, "V", one=d_in, whole=(d_in, self.C))
         self.U = self._vectors(U, "U", one=d_out, whole=(self.C, d_out))
         if delta is not None and not isinstance(delta, Real | Tensor):
-            raise TypeError(f"delta of site {self.site!r}: expected True, False, a number or a tensor, got {delta!r}.")
+            raise TypeError(
+                f"delta of site {self.site!r}: expected True, False, a number or a tensor, got {in_words(delta)}."
+            )
         self.delta = 0.0 if delta is None and not (keep is None and masks is None) else delta
         self._check_agreement()
 
@@ -153,7 +161,7 @@ class SiteEdit:
         found = self._by_index(values, name, what)
         for c, value in found.items():
             if not isinstance(value, Real | Tensor):
-                raise TypeError(f"{what}, got {value!r:.80} for {c}.")
+                raise TypeError(f"{what}, got {in_words(value)} for {c}.")
         return found
 
     def _vectors(self, values: Values | None, name: str, *, one: int, whole: tuple[int, int]) -> Any:
@@ -165,14 +173,14 @@ class SiteEdit:
         found = self._by_index(values, name, what)
         for c, value in found.items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"{what}, got {value!r:.80} for {c}.")
+                raise TypeError(f"{what}, got {in_words(value)} for {c}.")
             if tuple(value.shape) != (one,):
                 raise ValueError(f"{what}, got the shape {list(value.shape)} for {c}.")
         return found
 
     def _by_index(self, values: Mapping[int, Any], name: str, what: str) -> dict[int, Any]:
         if not isinstance(values, Mapping):
-            raise TypeError(f"{what}, got {values!r:.80}.")
+            raise TypeError(f"{what}, got {in_words(values)}.")
         return dict(zip(self._indices(list(values), name).tolist(), values.values(), strict=True))
 
     def _check_agreement(self) -> None:
@@ -231,7 +239,7 @@ def as_indices(given: Indices, expected: str) -> Tensor:
     if found.ndim == 1 and not len(found):
         found = found.long()
     if found.is_floating_point() or found.is_complex() or (found.dtype != torch.bool and found.ndim != 1):
-        raise TypeError(f"{expected}, got {given!r:.80}.")
+        raise TypeError(f"{expected}, got {in_words(given)}.")
     return found if found.dtype == torch.bool else found.long()
 
 

@@ -50,16 +50,19 @@ def export(intervention: Intervention, batch: Any, *, path: str | Path | None = 
     Args:
         intervention: what to export; the same at all positions, and not open.
         batch: what the copy is compared on, with the target inside the intervention.
-        path: a folder that is written whole or not at all.
+        path: a new folder, which is written whole or not at all.
 
     Raises:
         ValueError: the intervention differs from one position to another.
+        StorageError: there is something at `path` already, or it cannot be written.
         ExportError: the outputs differ, by more than half of the digits of their type; or `save_pretrained` cannot
             hold the model.
     """
     model = intervention.model
     if model.current.edited is not None:
         raise RuntimeError("An intervention is open, and would change what is compared: leave the `with` block first.")
+    if path is not None and Path(path).exists():
+        raise StorageError(f"{Path(path).absolute()} exists already: give another path, or remove it first.")
     weights = {site: intervention.weight(site) for site in intervention.edits}
     with intervention:
         wanted = model.output(model.run_batch(model.target, batch))

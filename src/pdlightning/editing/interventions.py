@@ -9,7 +9,16 @@ from types import TracebackType
 
 from torch import Tensor
 
-from pdlightning.editing.edits import Amount, Indices, SiteEdit, Values, as_indices, edited_forward, edited_weight
+from pdlightning.editing.edits import (
+    Amount,
+    Indices,
+    SiteEdit,
+    Values,
+    as_indices,
+    edited_forward,
+    edited_weight,
+    in_words,
+)
 from pdlightning.modules.component_model import ComponentModel
 from pdlightning.modules.site import Components
 from pdlightning.ranks import refuse_parts
@@ -65,7 +74,7 @@ class Intervention:
         given = {name: sites for name, sites in arguments.items() if sites is not None}
         for name, sites in given.items():
             if not isinstance(sites, Mapping):
-                raise TypeError(f"{name}: expected {{site: ...}}, got {sites!r:.80}.")
+                raise TypeError(f"{name}: expected {{site: ...}}, got {in_words(sites)}.")
         named = {path for sites in given.values() for path in sites}
         for path in named:
             _ = model.components[path]  # or else a KeyError with the sites there are

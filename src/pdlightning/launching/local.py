@@ -22,7 +22,7 @@ from pdlightning.catalogue import reason
 from pdlightning.launching.jobs import Job, done_before, fail, run_job, summary_in
 from pdlightning.launching.processes import CORES, cores, forwarded_signals, how_it_ended
 from pdlightning.results import VERDICT, number
-from pdlightning.resume import LOG
+from pdlightning.resume import LOG, has_checkpoint
 
 
 class Worker:
@@ -100,7 +100,7 @@ class Pool:
             worker = Worker(share=max(1, cores() // self.jobs))
             self.workers.append(worker)
             self.processes.append(worker.process)
-        print(f"{job.title} begins", flush=True)
+        print(f"{job.title} {'goes on' if has_checkpoint(job.folder) else 'begins'}", flush=True)
         worker.begin(job)
         return True
 

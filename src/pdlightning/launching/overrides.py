@@ -69,7 +69,8 @@ def explain_override_error(overrides: Sequence[str], config_dir: Path, config_na
             for override in OverridesParser.create().parse_overrides(words):
                 if not (options := loader.get_group_options(group := override.key_or_group)):
                     if not override.is_add() and not override.is_hydra_override():
-                        keys += _paths(group, None if override.is_delete() else override.value())
+                        value = None if override.is_delete() else override.value()
+                        keys += [(path, override.is_delete()) for path in _paths(group, value)]
                     continue
                 sweep = override.is_sweep_override()
                 chosen = list(override.sweep_string_iterator()) if sweep else override.value()
@@ -83,7 +84,7 @@ def explain_override_error(overrides: Sequence[str], config_dir: Path, config_na
             groups = [group for group in loader.list_groups("") if group != "hydra"]
     except (HydraException, OmegaConfBaseException, ConfigError):
         return None
-    return next((reason for key in keys if (reason := _unknown_key(key, config, groups))), None)
+    return next((reason for key, gone in keys if (reason := _unknown_key(key, gone, config, groups))), None)
 
 
 def own_config_dirs(arguments: Sequence[str]) -> list[Path]:
@@ -100,7 +101,7 @@ def _paths(key: str, value: Any) -> list[list[str]]:
     return [parts, *([*parts, str(inner)] for inner in (value if isinstance(value, dict) else ()))]
 
 
-def _unknown_key(parts: Sequence[str], config: dict[str, Any], groups: Sequence[str]) -> str | None:
+def _unknown_key(parts: Sequence[str], deleted: bool, config: dict[str, Any], groups: Sequence[str]) -> str | None:
     """Why the path is not in `config`; None if it is."""
     level: Any = config
     key = ".".join(parts)
@@ -113,7 +114,9 @@ def _unknown_key(parts: Sequence[str], config: dict[str, Any], groups: Sequence[
             place = f"in '{above}'" if above else "at the top level"
             near = suggest(part, known)
             # A first key that nothing knows is a mistake; a later one may be an argument that the YAML leaves alone.
-            add = f"; +{key}=... adds it" if depth and not near else ""
-            return f"{key}: there is no '{part}' {place}{near} (there: {', '.join(known)}){add}"
+            add = f"; +{key}=... adds it" if depth and not near and not deleted else ""
+            here = ", ".join(known) or "nothing"
+            nothing = f", so ~{key} has nothing to delete" if deleted else ""
+            return f"{key}: there is no '{part}' {place}{near} (there: {here}){add}{nothing}"
         level = level[part]
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pdlightning.resume import CONFIG
+from pdlightning.resume import CONFIG, SUMMARY
 from pdlightning.storage import METADATA, StorageError, complete_folder
 
 DECOMPOSITION = "decomposition"
@@ -127,12 +127,17 @@ def on_this_machine(path: Path) -> Place:
             f"{path.absolute()} is not the folder of a run: it has no {CONFIG}. Its {DECOMPOSITION}/ can be loaded by "
             f"itself: {path / DECOMPOSITION}"
         )
-    if inner := sorted(str(found.parent.name) for found in path.glob(f"*/{CONFIG}")):
+    if inner := sorted(str(found.parent.name) for found in path.glob(f"*/{CONFIG}") if holds_run(found.parent)):
         raise StorageError(
             f"{path.absolute()} is not the folder of a run: it has no {CONFIG}. It holds runs, choose one of them: "
-            f"{', '.join(inner[:5])}{', ...' if len(inner) > 5 else ''}."
+            f"{', '.join(inner[:5])}{' and others' if len(inner) > 5 else ''}."
         )
     raise StorageError(f"{path.absolute()} is not the folder of a run: it has no {CONFIG}.")
+
+
+def holds_run(folder: Path) -> bool:
+    """A folder of configs may have a config.yaml too, but nothing of what a run leaves beside it."""
+    return any((folder / name).exists() for name in (SUMMARY, DECOMPOSITION, "checkpoints", "environment.json"))
 
 
 def of_address(address: str) -> Place:

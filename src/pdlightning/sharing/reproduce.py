@@ -29,10 +29,16 @@ def command_of(config: Config) -> str | None:
 
 
 def words_of(config: Config) -> list[str] | None:
+    """Those of `metric=none` too: the command line cannot name every evaluation, to take it away."""
+    chosen = [f"experiment={config['name']}"]
+    return words_from(chosen, config) or words_from([*chosen, "metric=none"], config)
+
+
+def words_from(chosen: list[str], config: Config) -> list[str] | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = [f"experiment={config['name']}"]
+    words = list(chosen)
     try:
         # What refers to other parts follows them, so it is looked at last.
         for skipped in (REFERRING, ()):

@@ -78,7 +78,7 @@ def _loaded_class(class_path: str | None) -> Any:
     except (ImportError, ValueError) as error:
         raise ValueError(f"class_path: cannot import {module_path!r} for {class_path!r}: {error}.") from error
     if not hasattr(module, name):
-        raise ValueError(f"class_path: {module_path!r} has no {name!r}{suggest(name, dir(module))}.")
+        raise ValueError(f"class_path: {module_path!r} has no {name!r}{suggest(name, dir(module)) or '.'}")
     found = getattr(module, name)
     of_models = isinstance(found, type) and (issubclass(found, nn.Module) or hasattr(found, "_model_mapping"))
     if not of_models or not hasattr(found, "from_pretrained"):
