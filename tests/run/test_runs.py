@@ -90,6 +90,7 @@ def test_a_loaded_run_measures_again_what_was_logged_bit_for_bit(finished: Path)
     assert loaded.step == 6 and loaded.summary == summary_of(finished) and not loaded.decomposition.training
     assert loaded.evaluate() == loaded.summary["metrics"]
     assert loaded.decomposition.components["linear1"].V.shape == (5, 6)
+    assert repr(loaded) == f"LoadedRun(tms_5-2, step 6, linear1 C=6, linear2 C=6; {finished})"
 
 
 def test_an_unfinished_run_is_loaded_from_its_newest_checkpoint(unfinished: Path):
