@@ -29,7 +29,7 @@ def test_the_measure_is_that_of_the_standard():
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_words_stand_out_from_what_they_stand_on(scheme: int):
     grounds = [(name, ground) for name in TEXT for ground in ("paper", "card")] + list(ON.items())
-    grounds += [("ink", "wait-paper")]
+    grounds += [("ink", "wait-paper"), ("ink", "good-paper"), ("accent", "good-paper"), ("bad", "good-paper")]
     for name, ground in grounds:
         found = contrast(PALETTE[name][scheme], PALETTE[ground][scheme])
         assert found >= 4.5, f"{name} on {ground}: {found:.2f}"

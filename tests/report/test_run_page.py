@@ -18,7 +18,7 @@ from pdlightning.report import build
 from pdlightning.report.build import report_afterwards, write_report
 from pdlightning.report.curves import curve, curve_charts, extremes
 from pdlightning.report.matrices import heat_map
-from pdlightning.report.tables import SPECTRUM_POINTS, sorted_curve
+from pdlightning.report.tables import SPECTRUM_POINTS, cells, digits_apart, sorted_curve
 from pdlightning.storage import StorageError
 
 
@@ -29,13 +29,13 @@ def page_of(folder: Path) -> str:
 def test_a_finished_run_shows_its_verdict_goals_curves_and_every_number(tmp_path: Path):
     page = page_of(write_run(tmp_path / "run", config_of()))
     assert '<span class="verdict good">solved</span>' in page
-    assert re.search(r"ci_l0_0.1/total</th><td>2</td><td>&lt;= 3</td><td class=\"good\">✓ ok", page)
+    assert re.search(r"ci_<wbr>l0_<wbr>0.1/<wbr>total</th><td>2</td><td>&lt;=\s3</td><td class=\"good\">✓ ok", page)
     assert "1e-09" in page, "a tiny number is never 0"
     assert "recon × 1e-05, later × 3 (cosine)" in page
     assert "ce_kl: the target's own CE is 2.5 nats." in page
     charts = {chart["id"]: chart for chart in payload_of(page)["charts"]}
     assert charts["curve-loss"]["series"][0]["y"][:2] == [1.0, 0.71653]
-    assert charts["curve-l0"]["goals"] == [{"name": "ci_l0_0.1/total", "bound": "max", "value": 3.0}]
+    assert charts["curve-l0"]["goals"] == [{"name": "ci_l0_0.1/total", "max": 3.0}]
     assert [s["name"] for s in charts["curve-CEandKL-kl"]["series"]] == ["ci"]
 
 
@@ -153,6 +153,52 @@ def test_a_value_that_is_not_finite_is_no_point_of_a_curve():
     rows = [{"step": 0.0, "loss/a": 1.0}, {"step": 1.0, "loss/a": float("inf")}, {"step": 2.0, "loss/a": 3.0}]
     assert curve(rows, "loss/a", label="a")["x"] == [0, 2]
     assert json.loads(json.dumps(curve_charts(rows, config_of()), allow_nan=False))[0]["series"][0]["y"] == [1.0, 3.0]
+
+
+def test_what_is_counted_beside_errors_has_a_chart_of_its_own():
+    metrics = {
+        "identity_one": {"_target_": "pdlightning.metrics.IdentityError", "n_features": 5},
+        "identity_two": {"_target_": "pdlightning.metrics.IdentityError", "n_features": 5},
+        "dense": {"_target_": "pdlightning.metrics.DenseError", "n_features": 5},
+    }
+    logged = [
+        "identity_one/tol_0.1",
+        "identity_one/recovered",
+        "identity_two/recovered",
+        "dense/tol_0.1",
+        "dense/firing",
+    ]
+    rows = [{"step": float(i), **{f"eval/{name}": float(i) for name in logged}} for i in range(3)]
+    config = config_of(metric={"fast": {}, "slow": metrics}, goal={"eval/identity_one/recovered": {"min": 5}})
+    charts = {chart["title"]: chart for chart in curve_charts(rows, config)}
+    assert {title: [s["name"] for s in chart["series"]] for title, chart in charts.items()} == {
+        "Errors against the identity": ["tol_0.1"],
+        "Features recovered": ["identity_one (of 5)", "identity_two (of 5)"],
+        "Errors against the dense truth": ["tol_0.1"],
+        "Subcomponents that fire in the single-feature probe": ["dense"],
+    }
+    recovered = charts["Features recovered"]
+    assert recovered["y"] == "features" and recovered["goals"] == [{"name": "identity_one (of 5)", "min": 5}]
+
+
+def test_a_spectrum_says_how_many_subcomponents_lie_above_the_threshold(tmp_path: Path):
+    folder = write_run(tmp_path / "run", config_of())
+    mean_ci = write_sites(folder, {"h.0": 30, "h.1": 2000})
+    used = {site: sum(value > 0.001 for value in values) for site, values in mean_ci.items()}
+    said = {chart["id"]: chart.get("said") for chart in payload_of(page_of(folder))["charts"]}
+    assert said["spectrum-mean_ci"] == (
+        f"Subcomponents with a mean ci above 0.001: h.0 {used['h.0']} of 30, h.1 {used['h.1']} of 2000."
+    )
+    assert said["spectrum-density"] == "Subcomponents with any firing: h.0 30 of 30, h.1 2000 of 2000."
+    assert said["curve-loss"] is None
+
+
+def test_values_are_told_apart_by_as_few_digits_as_that_takes():
+    assert digits_apart([1.0, 2.0, 2.0]) == 4
+    assert digits_apart([0.0142440, 0.0142411]) == 5
+    assert digits_apart([1.0, 1.0 + 1e-12]) == 4, "eight digits would not tell them apart either"
+    assert [cell.text for cell in cells([0.0142440, 0.0142411, None, 3])] == ["0.014244", "0.014241", "–", "3"]
+    assert cells([1 / 3])[0] == ("0.3333", 1 / 3, "0.3333333333333333")
 
 
 def test_a_long_spectrum_is_sampled_in_falling_order_with_its_subcomponents():

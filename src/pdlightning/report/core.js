@@ -20,11 +20,19 @@ function drawn(name, attributes = {}, ...children) {
 }
 
 // Four digits that matter: a tiny number is never 0.
-function number(value) {
+function number(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en");
-  return size >= 1e-4 && size < 1e6 ? String(Number(value.toPrecision(4))) : value.toExponential(3).replace(/\.?0+e/, "e");
+  return size >= 1e-4 && size < 1e6 ? String(Number(value.toPrecision(digits))) : value.toExponential(digits - 1).replace(/\.?0+e/, "e");
+}
+
+// Values that are read side by side: in as many digits as tell them apart, up to eight.
+function apart(values) {
+  const words = digits => values.map(value => number(value, digits)), looks = digits => new Set(words(digits)).size;
+  let digits = 4;
+  while (digits < 8 && looks(digits) < looks(8)) digits++;
+  return words(digits);
 }
 
 // --- colours of the scheme in use
@@ -77,6 +85,17 @@ function quietButton(text, act, properties = {}) {
   const made = element("button", { type: "button", className: "quiet-button", textContent: text, ...properties });
   made.addEventListener("click", act);
   return made;
+}
+
+let ruler = null;
+
+// Of a text in a plot, in pixels.
+function widthOf(text) {
+  if (!ruler) {
+    ruler = document.createElement("canvas").getContext("2d");
+    ruler.font = `11px ${getComputedStyle(document.body).fontFamily}`;  // as in the style sheet
+  }
+  return ruler.measureText(text).width;
 }
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from pdlightning.report.read import Config, Row
+from pdlightning.results import features_of
 
 POINTS = 600
 """Of one curve at most; of a longer one every stretch keeps its least and its greatest value."""
+DIGITS = 5
 
 Chart = dict[str, Any]
 TITLES = {
@@ -20,7 +22,9 @@ TITLES = {
     "eval/loss": "Losses on evaluation data",
     "l0": "Subcomponents that fire at a position (ci-L0)",
     "IdentityError": "Errors against the identity",
+    "IdentityError/recovered": "Features recovered",
     "DenseError": "Errors against the dense truth",
+    "DenseError/firing": "Subcomponents that fire in the single-feature probe",
     "WeightMatch": "Direction (MMCS) and length (ML2R) against the target's weights",
     "ReconstructionLoss": "Reconstruction error by masking",
     "PGDLadder": "Reconstruction error under attack, by ascents",
@@ -35,7 +39,9 @@ TITLES = {
 UNITS = {
     "l0": "subcomponents",
     "IdentityError": "errors",
+    "IdentityError/recovered": "features",
     "DenseError": "errors",
+    "DenseError/firing": "subcomponents",
     "ActiveSubcomponents": "subcomponents",
     "CEandKL/kl": "nats",
     "CEandKL/ce": "nats",
@@ -44,8 +50,10 @@ UNITS = {
 }
 LOG = ("loss", "l0", "eval/loss", "ReconstructionLoss", "PGDLadder", "HiddenActsError", "CEandKL/kl", "lr")
 FIRST = ("loss", "l0", "eval/loss", "ReconstructionLoss", "CEandKL/kl", "CEandKL/ce_difference", "IdentityError",
-         "DenseError", "WeightMatch")  # fmt: skip
+         "IdentityError/recovered", "DenseError", "DenseError/firing", "WeightMatch")  # fmt: skip
 LAST = ("lr", "throughput")
+COUNTS = ("IdentityError/recovered", "DenseError/firing")
+"""What evaluations of errors log beside them, where more may be better: not to be read as errors."""
 QUANTITIES = ("kl", "ce_difference", "ce_unrecovered", "ce")
 
 
@@ -77,6 +85,8 @@ def group_of(name: str, classes: Mapping[str, str]) -> str:
     if kind == "CEandKL":
         part = rest.rpartition("/")[2].removesuffix("_target")
         return f"{kind}/{next((q for q in QUANTITIES if part.startswith(f'{q}_')), 'ce')}"
+    if (count := f"{kind}/{rest.rpartition('/')[2]}") in COUNTS:
+        return count
     return "l0" if kind == "CIL0" else kind
 
 
@@ -86,13 +96,9 @@ def chart_of(group: str, names: Sequence[str], rows: Sequence[Row], config: Conf
     if group == "l0":  # what one looks for first
         names = sorted(names, key=lambda name: (name != "train/ci_l0", not name.endswith("/total")))
     goals: Mapping[str, Mapping[str, float]] = config["goal"]
-    labels = labels_of(names, group)
+    labels = labels_of(names, group, config)
     series = [curve(rows, name, label=labels[name]) for name in names]
-    wanted = [
-        {"name": labels[name], "bound": bound, "value": value}
-        for name in names
-        for bound, value in goals.get(name, {}).items()
-    ]
+    wanted = [{"name": labels[name], **goals[name]} for name in names if name in goals]
     return {
         "id": f"curve-{re.sub('[^A-Za-z0-9]+', '-', group)}",
         "title": TITLES.get(group, group.replace("throughput/", "").replace("_", " ")),
@@ -105,8 +111,10 @@ def chart_of(group: str, names: Sequence[str], rows: Sequence[Row], config: Conf
     }
 
 
-def labels_of(names: Sequence[str], group: str) -> dict[str, str]:
+def labels_of(names: Sequence[str], group: str, config: Config) -> dict[str, str]:
     """Short names inside a chart: what the title says already is left out."""
+    if group in COUNTS:
+        return {name: count_label(name.split("/")[1], group, config) for name in names}
     if group in ("loss", "eval/loss", "lr") or group.startswith("throughput"):
         return {name: name.rpartition("/")[2] for name in names}
     labels = {name: "training, now" if name == "train/ci_l0" else name.removeprefix("eval/") for name in names}
@@ -118,14 +126,20 @@ def labels_of(names: Sequence[str], group: str) -> dict[str, str]:
     return {name: label.partition("/")[2].removeprefix(quantity) for name, label in labels.items()}
 
 
-def curve(rows: Iterable[Row], name: str, *, label: str, points: int = POINTS) -> dict[str, Any]:
+def count_label(metric: str, group: str, config: Config) -> str:
+    """`identity_linear1 (of 5)`: of how many features, where it is features that are counted."""
+    of = features_of(metric, config) if group == "IdentityError/recovered" else None
+    return f"{metric} (of {of})" if of else metric
+
+
+def curve(rows: Iterable[Row], name: str, *, label: str, points: int = POINTS, digits: int = DIGITS) -> dict[str, Any]:
     """The steps at which a name was measured and its values, thinned to about `points`."""
     found = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
     x, y = np.array([step for step, _ in found]), np.array([value for _, value in found])
     if len(x) > points:
         kept = extremes(y, stretches=points // 2)
         x, y = x[kept], y[kept]
-    return {"name": label, "x": [int(v) for v in x], "y": [short(v) for v in y], "strong": label == "total"}
+    return {"name": label, "x": [int(v) for v in x], "y": [short(v, digits) for v in y], "strong": label == "total"}
 
 
 def extremes(values: np.ndarray, *, stretches: int) -> np.ndarray:
@@ -137,6 +151,6 @@ def extremes(values: np.ndarray, *, stretches: int) -> np.ndarray:
     return np.array(sorted(kept))
 
 
-def short(value: float) -> float:
+def short(value: float, digits: int = DIGITS) -> float:
     """Five significant digits: what a hover shows, at half the size of the page."""
-    return float(f"{value:.5g}")
+    return float(f"{value:.{digits}g}")

@@ -4,8 +4,10 @@ if (payload.examples) {
   const space = hasText ? "" : " ";
   const textOf = new Map();  // of a subcomponent: all its examples in lower case, made when first searched
 
+  const plain = words => words.toLowerCase().replaceAll("·", " ");  // a space that stands alone is shown as a dot
+
   const text = c => {
-    if (!textOf.has(c)) textOf.set(c, c.examples.map(e => e.tokens.join(space)).join("\n").toLowerCase());
+    if (!textOf.has(c)) textOf.set(c, plain(c.examples.map(e => e.tokens.join(space)).join("\n")));
     return textOf.get(c);
   };
 
@@ -29,7 +31,7 @@ if (payload.examples) {
     element("ol", {}, ...c.examples.map(example)));
 
   const show = () => {
-    const words = at("example-words").value.toLowerCase().trim(), chosen = sites[at("example-site").value];
+    const words = plain(at("example-words").value).trim(), chosen = sites[at("example-site").value];
     const found = words
       ? sites.flatMap(site => site.subcomponents.filter(c => String(c.index) === words || text(c).includes(words)).map(c => [site, c]))
       : chosen.subcomponents.map(c => [chosen, c]);

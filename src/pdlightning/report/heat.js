@@ -33,7 +33,7 @@ class HeatMap {
     this.figure = figure; this.spec = spec;
     this.rows = spec.n_rows; this.columns = spec.columns.length;
     this.view = this.whole();
-    this.reset = quietButton("Reset zoom", () => this.look(this.whole()), { hidden: true });
+    this.reset = quietButton("Reset zoom", () => this.look(this.whole()), { hidden: true, className: "quiet-button reset" });
     figure.querySelector("figcaption").append(element("span", { className: "push" }, this.reset));
     this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": `${spec.title}: ${this.rows} ${spec.rows}s by ${this.columns} subcomponents. Arrows read cells, plus and minus zoom.` });
     this.height = Math.round(clamp(this.rows * 26, 120, 380));
@@ -48,7 +48,7 @@ class HeatMap {
 
   whole() { return { r0: 0, c0: 0, r1: this.rows, c1: this.columns }; }
 
-  look(view) { this.view = view; this.cell = null; hideTip(); this.draw(); }
+  look(view, cell = null) { this.view = view; this.cell = cell; hideTip(); this.draw(); }
 
   isWhole() { const { r0, c0, r1, c1 } = this.view; return r1 - r0 === this.rows && c1 - c0 === this.columns; }
 
@@ -152,21 +152,30 @@ class HeatMap {
     canvas.addEventListener("keydown", event => this.keyed(event));
   }
 
+  // The value of the cell that the keys have chosen, beside it and to a screen reader.
+  tell() {
+    const { r0, c0, r1, c1 } = this.view, [r, c] = this.cell, box = this.canvas.getBoundingClientRect();
+    showTip(box.left + (c + .5 - c0) / (c1 - c0) * box.width, box.top + (r + .5 - r0) / (r1 - r0) * box.height, ...this.said(this.cell));
+    live.textContent = tip.textContent;
+  }
+
   keyed(event) {
     const { r0, c0, r1, c1 } = this.view, [r, c] = this.cell ?? [r0, c0 - (event.key === "ArrowRight")];
     const stride = event.shiftKey ? 10 : 1;
-    const move = { ArrowUp: [-stride, 0], ArrowDown: [stride, 0], ArrowLeft: [0, -stride], ArrowRight: [0, stride] }[event.key];
-    if (move) {
-      this.cell = [clamp(r + move[0], r0, r1 - 1), clamp(c + move[1], c0, c1 - 1)];
+    const to = {
+      ArrowUp: [r - stride, c], ArrowDown: [r + stride, c], ArrowLeft: [r, c - stride], ArrowRight: [r, c + stride],
+      Home: [r, c0], End: [r, c1 - 1],
+    }[event.key];
+    if (to) {
+      this.cell = [clamp(to[0], r0, r1 - 1), clamp(to[1], c0, c1 - 1)];
       this.draw();
-      const box = this.canvas.getBoundingClientRect();
-      showTip(box.left + (this.cell[1] + .5 - c0) / (c1 - c0) * box.width, box.top + (this.cell[0] + .5 - r0) / (r1 - r0) * box.height, ...this.said(this.cell));
-      live.textContent = tip.textContent;
+      this.tell();
     } else if ("+=-".includes(event.key)) {
       const times = event.key === "-" ? 2 : .5, [mr, mc] = this.cell ?? [(r0 + r1) >> 1, (c0 + c1) >> 1];
       const high = clamp(Math.round((r1 - r0) * times), Math.min(2, this.rows), this.rows), wide = clamp(Math.round((c1 - c0) * times), Math.min(2, this.columns), this.columns);
       const top = clamp(mr - (high >> 1), 0, this.rows - high), first = clamp(mc - (wide >> 1), 0, this.columns - wide);
-      this.look({ r0: top, c0: first, r1: top + high, c1: first + wide });
+      this.look({ r0: top, c0: first, r1: top + high, c1: first + wide }, this.cell);
+      if (this.cell) this.tell();
     } else if (event.key === "Escape") this.look(this.whole()); else return;
     event.preventDefault();
   }

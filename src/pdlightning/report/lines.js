@@ -1,39 +1,12 @@
 // Curves: log or linear, a legend that switches them, values at the pointer, zoom along an x-axis that charts share.
+const ROWS = 4;  // of names under an x-axis; of more names some are left out
+const LONG = 8;  // entries of a legend that are shown without being asked for
 const groups = {};  // the charts that share their x-axis, its zoom and its reading line
-
-function seriesColour(i, n) {
-  return n <= 20 ? `var(--series-${i % 10})` : `color-mix(in oklch longer hue, var(--first), var(--last) ${(100 * i / (n - 1)).toFixed(1)}%)`;
-}
-
-function ticksOf(low, high, log, count) {
-  if (log) {
-    const first = Math.ceil(Math.log10(low) - 1e-9), last = Math.floor(Math.log10(high) + 1e-9);
-    if (last - first >= 1) {
-      const step = Math.ceil((last - first + 1) / count);
-      return Array.from({ length: last - first + 1 }, (_, i) => 10 ** (first + i)).filter((_, i) => i % step === 0);
-    }
-    const fine = [];
-    for (let power = first - 1; power <= last; power++) {
-      for (const k of [1, 2, 5]) if (k * 10 ** power >= low && k * 10 ** power <= high) fine.push(k * 10 ** power);
-    }
-    if (fine.length >= 2) return fine;
-  }
-  const raw = (high - low) / count, size = 10 ** Math.floor(Math.log10(raw));
-  const step = size * [1, 2, 5, 10].find(k => k * size >= raw);
-  const start = Math.ceil(low / step - 1e-9);
-  return Array.from({ length: Math.max(0, Math.floor(high / step + 1e-9) - start + 1) }, (_, i) => (start + i) * step);
-}
-
-function nearest(xs, x) {
-  let low = 0, high = xs.length - 1;
-  while (high - low > 1) { const middle = (low + high) >> 1; if (xs[middle] < x) low = middle; else high = middle; }
-  return Math.abs(xs[high] - x) < Math.abs(xs[low] - x) ? high : low;
-}
 
 class LineChart {
   constructor(figure, spec) {
     this.figure = figure; this.spec = spec; this.log = spec.scale === "log";
-    this.logX = spec.x === "rank" && Math.max(...spec.series.map(s => s.x.at(-1))) > 100;
+    this.logX = spec.x === "rank" ? Math.max(...spec.series.map(s => s.x.at(-1))) > 100 : this.spansDecades();
     const key = spec.points ? spec.id : spec.x;
     this.group = groups[key] ??= { charts: [], zoom: null, cursor: null };
     this.group.charts.push(this);
@@ -41,7 +14,8 @@ class LineChart {
     this.series = spec.series.map((s, i) => ({ ...s, on: true, colour: this.colourOf(s, i, n), dashed: n <= 20 && i >= 10 }));
     this.buttons();
     this.svg = drawn("svg", { tabindex: 0, role: "img", "aria-label": this.described() });
-    figure.append(this.svg);
+    this.goalNames = element("p", { className: "goals-of", hidden: true });
+    figure.append(this.svg, this.goalNames);
     this.legend();
     this.listen();
     new ResizeObserver(() => this.draw()).observe(figure);
@@ -52,15 +26,29 @@ class LineChart {
     return s.strong ? "var(--ink)" : seriesColour(i, n);
   }
 
+  // As learning rates of a search, or coefficients: the small ones would be one point.
+  spansDecades() {
+    const xs = this.spec.series.flatMap(s => s.x), least = Math.min(...xs);
+    return Boolean(this.spec.points) && !this.spec.ticks && least > 0 && Math.max(...xs) >= 10 * least;
+  }
+
   described() {
-    const last = this.series.slice(0, 12).map(s => `${s.name} ${number(s.y.at(-1))}`).join(", ");
-    return `${this.spec.title} against ${this.spec.x}. Last values: ${last}. Left and right arrows read values, plus and minus zoom.`;
+    const keys = `Left and right arrows read values${this.spec.points ? "" : ", plus and minus zoom"}.`;
+    return `${this.spec.title} against ${this.spec.x}. ${this.spec.said ?? this.saidOfValues()} ${keys}`;
+  }
+
+  saidOfValues() {
+    const shown = this.series.slice(0, 12), ends = s => apart([Math.min(...s.y), Math.max(...s.y)]);
+    const jobs = s => `${s.name}: ${s.y.length} ${s.y.length === 1 ? "job" : "jobs"}, ${ends(s).join(" to ")}`;
+    if (this.spec.points) return `${shown.map(jobs).join("; ")}.`;
+    const last = apart(shown.map(s => s.y.at(-1)));
+    return `Last values: ${shown.map((s, i) => `${s.name} ${last[i]}`).join(", ")}.`;
   }
 
   buttons() {
     this.scale = quietButton("log", () => { this.log = !this.log; this.draw(); });
     this.scale.setAttribute("aria-label", `Logarithmic scale of ${this.spec.title}`);
-    this.reset = quietButton("Reset zoom", () => this.zoom(null), { hidden: true });
+    this.reset = quietButton("Reset zoom", () => this.zoom(null), { hidden: true, className: "quiet-button reset" });
     const push = element("span", { className: "push" }, this.reset);
     if (this.spec.x === "rank") {
       const across = quietButton("log rank", () => { this.logX = !this.logX; across.setAttribute("aria-pressed", this.logX); this.draw(); });
@@ -92,6 +80,11 @@ class LineChart {
       list.append(element("li", {}, button));
     }
     this.figure.append(list);
+    if (this.series.length <= LONG) return;
+    list.classList.add("cut");
+    this.list = list;
+    this.more = quietButton(`Show all ${this.series.length} names`, () => { list.classList.remove("cut"); this.more.hidden = true; });
+    this.figure.append(this.more);
   }
 
   // --- where a value stands
@@ -101,6 +94,8 @@ class LineChart {
     const xs = this.group.charts.flatMap(chart => chart.series.flatMap(s => [s.x[0], s.x.at(-1)]));
     const all = this.spec.points ? this.series.flatMap(s => s.x) : xs;
     let low = Math.min(...all), high = Math.max(...all);
+    if (this.spec.ticks) return [-.5, this.spec.ticks.length - .5];  // each name has a band of its own
+    if (this.logX && this.spec.points) { const room = (high / low) ** .06; return [low / room, high * room]; }
     if (this.spec.points) { const room = (high - low) * .06 || .5; low -= room; high += room; }
     return low === high ? [low - .5, high + .5] : [low, high];
   }
@@ -117,7 +112,8 @@ class LineChart {
         low = Math.min(low, y); high = Math.max(high, y);
       });
     }
-    for (const goal of this.goals()) if (!this.log || goal.value > 0) { low = Math.min(low, goal.value); high = Math.max(high, goal.value); }
+    const crossings = this.spec.points ? [] : this.visible().flatMap(s => this.crossings(s, [x0, x1]));
+    for (const y of [...crossings, ...this.bounds()]) { low = Math.min(low, y); high = Math.max(high, y); }
     if (low > high) [low, high] = this.log ? [1e-3, 1] : [0, 1];
     if (low === high) [low, high] = this.log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) * .1, high + (Math.abs(high) || 1) * .1];
     if (!this.log && low > 0 && low < high * .5) low = 0;
@@ -125,38 +121,82 @@ class LineChart {
     let bottom = value(low), top = value(high);
     const room = (top - bottom) * .05;
     top += room; if (!(low === 0 && !this.log)) bottom -= room;
-    const box = { left: 62, right: width - 12, top: lost ? 22 : 10, bottom: height - 36, width, height };
-    const across = this.logX ? x => Math.log10(Math.max(x, 1)) : x => x;
+    const [least, most] = this.log ? [10 ** bottom, 10 ** top] : [bottom, top];
+    const ticks = ticksOf(least, most, this.log, 5).map(y => Number(y.toPrecision(10))), words = apart(ticks);
+    const left = Math.max(62, 26 + Math.max(0, ...words.map(widthOf)));
+    const box = { left, right: width - 12, top: lost ? 22 : 10, bottom: height - 36, width, height };
+    const across = this.logX ? Math.log10 : x => x;
     const [a, b] = [across(x0), across(x1)];
     this.at = {
-      ...box, x0, x1, lost, low: this.log ? 10 ** bottom : bottom, high: this.log ? 10 ** top : top,
+      ...box, x0, x1, lost, ticks: ticks.map((y, i) => [y, words[i]]),
       px: x => box.left + (across(x) - a) / (b - a || 1) * (box.right - box.left),
       py: y => box.bottom - (value(y) - bottom) / (top - bottom) * (box.bottom - box.top),
       x: px => { const t = a + (px - box.left) / (box.right - box.left) * (b - a); return this.logX ? 10 ** t : t; },
     };
   }
 
+  // How high a curve is where it enters what is shown, and where it leaves it: between two points it is seen too.
+  crossings(s, edges) {
+    return edges.flatMap(edge => {
+      const i = s.x.findIndex(x => x > edge), [a, b] = [s.y[i - 1], s.y[i]];
+      if (i < 1 || this.log && !(a > 0 && b > 0)) return [];
+      const part = (edge - s.x[i - 1]) / (s.x[i] - s.x[i - 1]);
+      return [this.log ? a ** (1 - part) * b ** part : a + (b - a) * part];
+    });
+  }
+
   goals() { return this.spec.goals.filter(goal => this.series.some(s => s.on && s.name === goal.name)); }
+
+  // Where the lines of the goals stand.
+  bounds() {
+    const all = this.goals().flatMap(goal => [goal.min, goal.max]).filter(bound => bound !== undefined);
+    return [...new Set(all)].filter(bound => !this.log || bound > 0);
+  }
+
+  // Under the plot, for there no curve runs through it: the curves that share a goal, and the goal.
+  nameGoals() {
+    const shared = new Map();
+    for (const { name, min, max } of this.goals()) {
+      const wanted = [...(min === undefined ? [] : [`≥ ${number(min)}`]), ...(max === undefined ? [] : [`≤ ${number(max)}`])];
+      const words = wanted.join(" and ") + (this.log && Math.min(min ?? 1, max ?? 1) <= 0 ? " (not on a log scale)" : "");
+      shared.set(words, [...(shared.get(words) ?? []), name]);
+    }
+    this.goalNames.hidden = !shared.size;
+    const said = ([words, names]) => element("span", {}, element("i"), `goal: ${names.join(", ")} ${words}`);
+    this.goalNames.replaceChildren(...[...shared].map(said));
+  }
+
+  // What stands under the x-axis: [where, word].
+  ticksAcross() {
+    const { x0, x1, left, right } = this.at;
+    if (this.spec.ticks) return this.spec.ticks.map((word, i) => [i, word]);
+    const whole = this.spec.points && this.series.every(s => s.x.every(Number.isInteger));
+    const fits = x => x >= x0 && x <= x1 && (!whole || Number.isInteger(x));
+    const all = ticksOf(x0, x1, this.logX, clamp((right - left) / 90, 2, 8)).filter(fits);
+    const words = apart(all.map(x => Number(x.toPrecision(10))));
+    return all.map((x, i) => [x, words[i]]);
+  }
 
   draw() {
     if (!this.figure.clientWidth) return;  // folded away
     this.measure();
-    const { width, height, left, right, top, bottom, px, py, x0, x1, low, high, lost } = this.at;
+    const { width, left, right, top, bottom, px, py, ticks, lost } = this.at;
     this.scale.setAttribute("aria-pressed", this.log);
     this.reset.hidden = !this.group.zoom;
     const parts = [];
-    for (const y of ticksOf(low, high, this.log, 5)) {
+    for (const [y, word] of ticks) {
       parts.push(drawn("line", { class: "grid", x1: left, x2: right, y1: py(y), y2: py(y) }),
-        drawn("text", { x: left - 7, y: py(y) + 4, "text-anchor": "end" }, number(Number(y.toPrecision(10)))));
+        drawn("text", { x: left - 7, y: py(y) + 4, "text-anchor": "end" }, word));
     }
-    const whole = this.spec.points && this.series.every(s => s.x.every(Number.isInteger));
-    const named = this.spec.ticks ? this.spec.ticks.map((word, i) => [i, word]) : null;
-    const across = named ?? ticksOf(Math.max(x0, this.logX ? 1 : x0), x1, this.logX, Math.max(2, Math.min(8, (right - left) / 90))).filter(x => !whole || Number.isInteger(x)).map(x => [x, number(Number(x.toPrecision(10)))]);
-    for (const [x, word] of across) {
-      if (x < x0 || x > x1) continue;
-      parts.push(drawn("line", { class: "axis", x1: px(x), x2: px(x), y1: bottom, y2: bottom + 4 }),
-        drawn("text", { x: px(x), y: bottom + 17, "text-anchor": px(x) > right - 14 && !this.spec.points ? "end" : "middle" }, word));
-    }
+    const across = this.ticksAcross(), widest = Math.max(0, ...across.map(([, word]) => widthOf(word))) + 10;
+    const needed = this.spec.ticks ? Math.ceil(widest / ((right - left) / across.length)) : 1;
+    const rows = Math.min(needed, ROWS), every = Math.ceil(needed / ROWS), height = this.at.height + 14 * (rows - 1);
+    across.forEach(([x, word], i) => {
+      parts.push(drawn("line", { class: "axis", x1: px(x), x2: px(x), y1: bottom, y2: bottom + 4 }));
+      if (i % every) return;
+      const half = widthOf(word) / 2, middle = clamp(px(x), half + 1, width - half - 1);
+      parts.push(drawn("text", { class: "across", x: middle, y: bottom + 17 + 14 * (i / every % rows), "text-anchor": "middle" }, word));
+    });
     const unit = drawn("text", { x: 0, y: 0, transform: `translate(11 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, this.spec.y);
     parts.push(drawn("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }), unit,
       drawn("text", { x: right, y: height - 3, "text-anchor": "end" }, this.spec.x));
@@ -164,11 +204,8 @@ class LineChart {
     const clip = `clip-${this.spec.id}`;
     parts.push(drawn("clipPath", { id: clip }, drawn("rect", { x: left - 3, y: top - 3, width: Math.max(0, right - left + 6), height: bottom - top + 6 })));
     const inside = drawn("g", { "clip-path": `url(#${CSS.escape(clip)})` });
-    for (const goal of this.goals()) {
-      if (this.log && goal.value <= 0) continue;
-      inside.append(drawn("line", { class: "goal", x1: left, x2: right, y1: py(goal.value), y2: py(goal.value) }),
-        drawn("text", { class: "goal-name", x: right - 2, y: py(goal.value) - 4, "text-anchor": "end" }, `${goal.name} ${goal.bound === "min" ? "≥" : "≤"} ${number(goal.value)}`));
-    }
+    for (const bound of this.bounds()) inside.append(drawn("line", { class: "goal", x1: left, x2: right, y1: py(bound), y2: py(bound) }));
+    this.nameGoals();
     for (const s of [...this.visible()].sort((a, b) => a.strong - b.strong)) inside.append(...this.curve(s));
     this.reading = drawn("g");
     parts.push(inside, this.reading);
@@ -176,6 +213,7 @@ class LineChart {
     this.svg.setAttribute("height", height);
     this.svg.replaceChildren(...parts);
     this.drawReading();
+    if (this.more) this.more.hidden = !this.list.classList.contains("cut") || this.list.scrollHeight <= this.list.clientHeight + 2;
   }
 
   curve(s) {
@@ -231,9 +269,9 @@ class LineChart {
       this.read(x, box.left + this.at.px(x) * box.width / this.at.width, box.top + box.height / 2);
       live.textContent = tip.textContent;
     } else if ("+=-".includes(event.key) && !this.spec.points) {
-      const middle = this.group.cursor ?? (this.at.x0 + this.at.x1) / 2, half = (this.at.x1 - this.at.x0) * (event.key === "-" ? 1 : .25);
-      const [low, high] = this.domain(), a = Math.max(low, middle - half), b = Math.min(high, middle + half);
-      this.zoom(a <= low && b >= high ? null : [a, b]);
+      const middle = this.group.cursor ?? (this.at.x0 + this.at.x1) / 2, wide = (this.at.x1 - this.at.x0) * (event.key === "-" ? 2 : .5);
+      const [low, high] = this.domain(), first = clamp(middle - wide / 2, low, Math.max(low, high - wide));
+      this.zoom(wide >= high - low ? null : [first, first + wide]);
     } else if (event.key === "Escape") { this.zoom(null); this.read(null); } else return;
     event.preventDefault();
   }
@@ -253,11 +291,12 @@ class LineChart {
     this.group.cursor = x;
     this.group.charts.forEach(chart => chart.drawReading());
     if (x === null || !this.found?.length) return hideTip();
-    const most = 14, rows = [...this.found].sort((a, b) => b.y - a.y).slice(0, most).map(({ s, y, x: own, i }) => {
+    const most = 14, read = [...this.found].sort((a, b) => b.y - a.y).slice(0, most), values = apart(read.map(spot => spot.y));
+    const rows = read.map(({ s, x: own, i }, place) => {
       const swatch = element("i");
       swatch.style.borderColor = s.colour;
       const which = s.index ? ` (${this.spec.points ? "job " : ""}${s.index[i]})` : own !== this.found.x && !this.spec.points ? ` (at ${number(own)})` : "";
-      return element("tr", {}, element("td", {}, swatch, ` ${s.name}${which} `), element("td", { textContent: `${number(y)} ` }));
+      return element("tr", {}, element("td", {}, swatch, ` ${s.name}${which} `), element("td", { textContent: `${values[place]} ` }));
     });
     if (this.found.length > most) rows.push(element("tr", {}, element("td", { textContent: `and ${this.found.length - most} lower` })));
     const word = this.spec.ticks?.[this.found.x] ?? number(Number(this.found.x.toPrecision(6)));

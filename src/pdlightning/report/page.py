@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pdlightning.report.palette import style_of_palette
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 STYLES = ("page.css",)
-SCRIPTS = ("core.js", "lines.js", "heat.js", "tables.js", "examples.js")
+SCRIPTS = ("core.js", "scales.js", "lines.js", "heat.js", "tables.js", "examples.js")
 
 
 def render(template: str, *, payload: dict[str, Any], **values: Any) -> str:
@@ -31,6 +35,7 @@ def render(template: str, *, payload: dict[str, Any], **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     style, script = assets()
     return environment.get_template(template).render(
         **values,
@@ -39,6 +44,13 @@ def render(template: str, *, payload: dict[str, Any], **values: Any) -> str:
         policy=policy(style, script),
         payload=Markup(as_json(payload)),
     )
+
+
+def breakable(name: str) -> Markup:
+    """A name that a line may end inside of, after a slash or an underscore."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_])", name))
 
 
 @cache

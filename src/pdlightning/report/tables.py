@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +18,38 @@ SPECTRUM_POINTS = 512
 
 
 class Cell(NamedTuple):
-    """What a table shows, and the value it is sorted by."""
+    """What a table shows, the value it is sorted by, and what it says under the pointer."""
 
     text: str
     value: float | str
+    full: str = ""
 
     @classmethod
-    def of(cls, value: Any) -> Cell:
+    def of(cls, value: Any, digits: int = 4) -> Cell:
         if value is None:
             return cls("–", float("inf"))
         if isinstance(value, bool) or not isinstance(value, int | float):
             return cls(str(value), str(value))
-        return cls(f"{value:,}" if isinstance(value, int) else number(value), value)
+        text = f"{value:,}" if isinstance(value, int) else in_digits(value, digits)
+        return cls(text, value, "" if isinstance(value, int) or float(text) == value else repr(value))
+
+
+def cells(values: Iterable[Any]) -> list[Cell]:
+    """A column, in as many digits as tell its values apart."""
+    values = list(values)
+    digits = digits_apart(value for value in values if isinstance(value, float))
+    return [Cell.of(value, digits) for value in values]
+
+
+def digits_apart(values: Iterable[float], *, least: int = 4, most: int = 8) -> int:
+    """The fewest significant digits in which values look as different as they do in `most`."""
+    different = set(values)
+    looks = {digits: len({in_digits(value, digits) for value in different}) for digits in range(least, most + 1)}
+    return next(digits for digits in looks if looks[digits] == looks[most])
+
+
+def in_digits(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}"
 
 
 class Table(NamedTuple):
@@ -49,7 +69,11 @@ class Goal(NamedTuple):
 def goals(config: Config, metrics: Row) -> list[Goal]:
     rows = [goal_row(name, bounds, metrics) for name, bounds in config["goal"].items()]
     met = [name in metrics and meets(metrics[name], bounds) for name, bounds in config["goal"].items()]
-    return [Goal(*row[:3], met=ok) for row, ok in zip(rows, met, strict=True)]
+    unbroken = "=\N{NO-BREAK SPACE}"  # a line may end between two bounds, not inside of one
+    return [
+        Goal(name, value, wanted.replace("= ", unbroken), ok)
+        for (name, value, wanted, _), ok in zip(rows, met, strict=True)
+    ]
 
 
 def site_table(run: RunFiles) -> Table | None:
@@ -97,11 +121,21 @@ def spectrum_charts(run: RunFiles) -> list[Chart]:
             "y": "mean ci" if quantity == "mean_ci" else "share",
             "scale": "log",
             "series": [sorted_curve(path, site[quantity]) for path, site in data["sites"].items()],
+            "said": said_of_spectrum(quantity, data),
             "goals": [],
             "late": False,
         }
         for quantity, title in titles.items()
     ]
+
+
+def said_of_spectrum(quantity: str, data: Mapping[str, Any], *, most: int = 12) -> str:
+    """For who cannot see the curves: how many subcomponents of each site lie above the threshold."""
+    above, words = (IN_USE, f"a mean ci above {IN_USE:g}") if quantity == "mean_ci" else (0.0, "any firing")
+    counts = [(path, sum(value > above for value in site[quantity]), site["C"]) for path, site in data["sites"].items()]
+    said = ", ".join(f"{path} {count} of {C}" for path, count, C in counts[:most])
+    further = f", and {len(counts) - most} further sites" if len(counts) > most else ""
+    return f"Subcomponents with {words}: {said}{further}."
 
 
 def sorted_curve(name: str, values: list[float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pdlightning.report.curves import Chart
 from pdlightning.report.read import RunFiles
-from pdlightning.results import VERDICT, number
+from pdlightning.results import VERDICT, number, time_taken
 
 IN_USE = 0.001
 """Mean ci above which a subcomponent counts as used: a stray firing does not make it so."""
@@ -35,7 +35,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         ("steps", f"{run.last_step:,} of {config['steps']:,}" if summary is None else f"{summary['steps']:,}"),
     ]
     if summary is not None:
-        said.append(("time", f"{number(summary['seconds'])} s, {number(summary['steps_per_second'])} steps/s"))
+        said.append(("time", time_taken(summary)))
         check = (summary.get("target") or {}).get("check")
         said += [("target check", check)] if check else []
     if config.get("init_from") is not None:
