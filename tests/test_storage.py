@@ -236,7 +236,7 @@ def drop(name: str) -> Any:
 @pytest.mark.parametrize(
     ("harm", "expected"),
     [
-        (drop("metadata.json"), "metadata.json is missing, so .*/d is no decomposition and no exported model"),
+        (drop("metadata.json"), "metadata.json is missing, so .*/d is not a decomposition"),
         (drop("tensors.safetensors"), "tensors.safetensors is missing"),
         (lambda f: truncate(f / "metadata.json"), "metadata.json: truncated or damaged"),
         (lambda f: (f / "metadata.json").write_text("[]"), "its format version is unknown"),

@@ -191,9 +191,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 def _read(path: Path, read: Callable[[Path], Any], broken: type[Exception] | tuple[type[Exception], ...]) -> Any:
     if not path.is_file():
-        raise StorageError(
-            f"{path} is missing, so {path.parent} is no decomposition and no exported model; check the path"
-        )
+        raise StorageError(f"{path} is missing, so {path.parent} is not a decomposition; check the path")
     try:
         return read(path)
     except broken as error:

@@ -257,6 +257,8 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         load_exported(tmp_path / "model", like=nn.Linear(3, 2))
     with pytest.raises(StorageError, match="of other sizes"):
         load_exported(tmp_path / "model", like=Chain({"first": nn.Linear(3, 2)}))
+    with pytest.raises(StorageError, match="nope holds no exported model: there is no /.*nope/metadata.json"):
+        load_exported(tmp_path / "nope", like=model.target)
     tensors = tmp_path / "model" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-4])
     with pytest.raises(StorageError, match="damaged"):

@@ -126,5 +126,6 @@ def test_a_folder_of_wandb_holds_the_decomposition_among_its_files():
 )
 def test_what_names_no_run_is_refused_with_a_sentence(spec: str | Path, message: str):
     make("outputs/one/config.yaml", "outputs/two/config.yaml", "lone/decomposition/metadata.json", "empty/x/y")
+    make("outputs/one/environment.json", "outputs/two/checkpoints/step=4.ckpt", "outputs/conf/config.yaml")
     with pytest.raises(StorageError, match=message):
         place_of(spec)

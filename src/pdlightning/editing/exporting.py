@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pdlightning.editing.interventions import Intervention
 from pdlightning.modules.site import PRE_IDENTITY, Block, PreIdentity, Site, StandIn, site_kind
-from pdlightning.storage import StorageError, atomic_folder, load_decomposition, save_decomposition
+from pdlightning.storage import METADATA, StorageError, atomic_folder, load_decomposition, save_decomposition
 
 
 class ExportError(RuntimeError):
@@ -97,6 +97,8 @@ def load_exported(path: str | Path, *, like: nn.Module) -> nn.Module:
     Raises:
         StorageError: the folder is damaged, or holds a model of another class or of other sizes.
     """
+    if not (Path(path) / METADATA).is_file():
+        raise StorageError(f"{path} holds no exported model: there is no {Path(path).absolute() / METADATA}.")
     tensors, metadata = load_decomposition(path)
     if "class" not in metadata:
         raise StorageError(f"{path} holds no exported model. A whole run is read by load_run.")
