@@ -108,7 +108,7 @@ def share_lines(runs: Sequence[Run]) -> list[str]:
         everyone = find_runs([sweep])  # these runs may be a choice of them
         n_finished = sum(run.state == "finished" for run in everyone)
         finished = [run for run in runs if run.sweep == sweep and run.state == "finished"]
-        name = f"{sweep}: " if len(sweeps) > 1 else ""
+        name = f"{sweep}: " if any(run.sweep != sweep for run in runs) else ""
         planned = jobs_planned(sweep) or len(everyone)
         if n_finished < planned:
             lines.append(f"{name}{n_finished} of {planned} jobs have finished")
