@@ -22,9 +22,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from pdlightning import build
-from pdlightning.callbacks import RunCheckpoint, Throughput
+from pdlightning.callbacks import Throughput
 from pdlightning.config import to_plain
-from pdlightning.run import build_trainer
+from pdlightning.run import build_checkpoints, build_trainer
 from pdlightning.runtime import prepare_runtime
 
 
@@ -100,8 +100,8 @@ def trainer_loop(config):
     with tempfile.TemporaryDirectory() as folder:
         evaluation = build.build_evaluation(config)
         evaluation.report = lambda *_, **__: None
-        saving = RunCheckpoint(folder=Path(folder), every=config["logging"]["checkpoint_every"], kept=2, config=config)
-        trainer = build_trainer(config, Path(folder), evaluation, Throughput(), saving, first_step=0)
+        callbacks = [Throughput(), evaluation, build_checkpoints(config, Path(folder))]
+        trainer = build_trainer(config, Path(folder), callbacks, first_step=0)
         trainer.callbacks.insert(0, clock)
         trainer.fit(decomposition, datamodule=data)
     return clock.result

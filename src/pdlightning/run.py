@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import rank_zero_info
@@ -29,7 +29,7 @@ from pdlightning.build import (
     mistakes_of_the_user,
     validate_config,
 )
-from pdlightning.callbacks import Evaluate, RunCheckpoint, StepProgress, Throughput
+from pdlightning.callbacks import RunCheckpoint, StepProgress, Throughput
 from pdlightning.checkpoints import AtomicCheckpointIO, checkpoint_step, latest_checkpoint
 from pdlightning.config import ConfigError, instantiate
 from pdlightning.finetune import start_of
@@ -88,12 +88,7 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
     """
     config = complete(config)
     validate_config(config)
-    saving = RunCheckpoint(
-        folder=folder / "checkpoints",
-        every=config["logging"]["checkpoint_every"],
-        kept=config["logging"]["checkpoints_kept"],
-        config=config,
-    )
+    saving = build_checkpoints(config, folder)
     checkpoint = latest_checkpoint(folder) if resume else None
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     prepare_runtime(config["runtime"])
@@ -101,7 +96,8 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
         data = build_data(config)
         evaluation = build_evaluation(config, save_figure=FigureFolder(folder / "figures"))
         throughput = Throughput()
-        trainer = build_trainer(config, folder, evaluation, throughput, saving, first_step=first_step)
+        # Its clock must not run while the others work; a checkpoint of a step follows the numbers of that step.
+        trainer = build_trainer(config, folder, [throughput, evaluation, saving], first_step=first_step)
         source = build_target(config)
         start = start_of(config) if checkpoint is None else None  # a checkpoint has gone on from there
         sizes = rehearse(config, source, start)
@@ -137,10 +133,15 @@ def run(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]
             export_decomposition(folder, decomposition, state, config=config, target=target, summary=summary)
             atomic_write_json(folder / SUMMARY, summary)
             report_afterwards(folder)
+    rank_zero_info(last_words(config, folder, summary))
+    return summary
+
+
+def last_words(config: Config, folder: Path, summary: dict[str, Any]) -> str:
+    """The result in words, and where all of it is."""
     written = [*folder.glob(REPORT), *sorted((folder / "figures").glob("*.html"))]
     pages = [f"To read in a browser: {page}" for page in written]
-    rank_zero_info("\n".join([result_table(summary, config), f"Everything of this run is in {folder}", *pages]))
-    return summary
+    return "\n".join([result_table(summary, config), f"Everything of this run is in {folder}", *pages])
 
 
 def outcome(config: Config, target: Target, metrics: dict[str, float]) -> dict[str, Any]:
@@ -208,23 +209,15 @@ def build_strategy(runtime: dict[str, Any]) -> Strategy | str:
     return DDPStrategy(init_sync=False, gradient_as_bucket_view=True)  # all ranks make the same parameters by key
 
 
-def build_trainer(
-    config: Config,
-    folder: Path,
-    evaluation: Evaluate,
-    throughput: Throughput,
-    saving: RunCheckpoint,
-    *,
-    first_step: int,
-) -> Trainer:
+def build_checkpoints(config: Config, folder: Path) -> RunCheckpoint:
+    every, kept = (config["logging"][name] for name in ("checkpoint_every", "checkpoints_kept"))
+    return RunCheckpoint(folder=folder / "checkpoints", every=every, kept=kept, config=config)
+
+
+def build_trainer(config: Config, folder: Path, callbacks: list[Callback], *, first_step: int) -> Trainer:
+    """The Trainer of a run with these callbacks in their order, the loggers and the progress of its config."""
     logging, runtime = config["logging"], config["runtime"]
     loggers = instantiate(logging["loggers"], allow=config["allow"], path="logging.loggers")
-    callbacks = [
-        throughput,  # first: its clock must not run while the others work
-        evaluation,
-        saving,  # after the evaluation, so that a checkpoint of a step follows the numbers of that step
-        *([StepProgress()] if logging["progress"] else []),
-    ]
     return Trainer(
         max_steps=config["steps"],
         accelerator=runtime["accelerator"],
@@ -237,7 +230,7 @@ def build_trainer(
             MetricsCSV(path=folder / "metrics.csv", first_step=first_step),
             *(logger(save_dir=str(folder)) for logger in loggers.values()),
         ],
-        callbacks=callbacks,
+        callbacks=[*callbacks, *([StepProgress()] if logging["progress"] else [])],
         plugins=[AtomicCheckpointIO(), *cluster()],
         log_every_n_steps=logging["log_every"],
         enable_progress_bar=logging["progress"],
