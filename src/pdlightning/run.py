@@ -210,8 +210,13 @@ def build_strategy(runtime: dict[str, Any]) -> Strategy | str:
 
 
 def build_checkpoints(config: Config, folder: Path) -> RunCheckpoint:
-    every, kept = (config["logging"][name] for name in ("checkpoint_every", "checkpoints_kept"))
-    return RunCheckpoint(folder=folder / "checkpoints", every=every, kept=kept, config=config)
+    logging = config["logging"]
+    return RunCheckpoint(
+        folder=folder / "checkpoints",
+        every=logging["checkpoint_every"],
+        kept=logging["checkpoints_kept"],
+        config=config,
+    )
 
 
 def build_trainer(config: Config, folder: Path, callbacks: list[Callback], *, first_step: int) -> Trainer:
