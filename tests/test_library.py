@@ -194,6 +194,17 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator() ->
     assert not torch.equal(first["model.components.layers/0.V"], other["model.components.layers/0.V"])
 
 
+@pytest.mark.parametrize(("parts", "there"), [(1, [False] * 4), (2, [False, True, False, True])])
+def test_a_forward_finds_the_gradients_of_its_own_step_alone(parts: int, there: list[bool]) -> None:
+    pd, found = decomposed(), []
+    pd.model.ci_fn.register_forward_pre_hook(lambda *_: found.append(any(p.grad is not None for p in pd.parameters())))
+    fitting = trainer(4 // parts)
+    fitting.accumulate_grad_batches = parts
+    fitting.fit(pd, DataLoader(x(64), batch_size=16))
+    assert found == there, "they would take room beside the activations"
+    assert any(p.grad is not None for p in pd.parameters()), "callbacks may read them when a batch has ended"
+
+
 def test_a_batch_with_nan_stops_the_run_and_leaves_finite_weights() -> None:
     data = x(32)
     data[17, 2] = float("nan")

@@ -249,6 +249,8 @@ class ParameterDecomposition(Editing, Pretrained, LightningModule):
         self.set_progress(self.global_step)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
+        if batch_idx % self.micro_batches == 0:
+            optimizer.zero_grad()  # Lightning would keep the gradients of the last step through the forward of this one
         self.set_learning_rates(optimizer, self.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -87,6 +87,25 @@ def test_checkpointed_activations_change_no_bit_of_a_gradient(kind: str) -> None
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_checkpointed_blocks_keep_no_copies_of_weights_until_the_end_of_autocast() -> None:
+    ci_fn, inputs, runs = alone("global"), {site: x.requires_grad_() for site, x in inputs_of(2, 3).items()}, []
+    kept: list[bool] = []
+    for module in ci_fn.modules():
+        if isinstance(module, SelfAttention):
+            module.register_forward_pre_hook(lambda *_: kept.append(torch.is_autocast_cache_enabled()))
+    for checkpointed in (False, True):
+        for module in ci_fn.modules():
+            if isinstance(module, Block):
+                module.checkpoint_activations = checkpointed
+        with torch.autocast("cpu", torch.bfloat16):
+            value = mixed(ci_fn(inputs))
+            assert torch.is_autocast_cache_enabled()
+        runs.append([value, *torch.autograd.grad(value, [*inputs.values(), *ci_fn.parameters()])])
+    n = len(kept) // 3
+    assert kept == [True] * n + [False] * 2 * n
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 @pytest.mark.parametrize(
     "ci_fn",
     [

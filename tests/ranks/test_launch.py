@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -137,25 +138,33 @@ def test_a_rank_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.
         pass
 
 
-def test_ranks_with_different_configs_all_say_so(tmp_path: Path) -> None:
+def started_by_hand(folder: Path, words: Callable[[int], list[str]]) -> list[tuple[int, str]]:
+    """The exit code and the standard error of two ranks that a launcher other than ours has started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = []
+    ranks = []
     for rank in range(2):
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                      "MASTER_PORT": str(port)}  # fmt: skip
-        call = [sys.executable, "-m", "pdlightning", *FAST, f"seed={rank}", "hydra.run.dir=run"]
-        processes.append(
-            subprocess.Popen(
-                call, cwd=tmp_path, env=environment(tmp_path) | variables, stderr=subprocess.PIPE, text=True
-            )
+        call = [sys.executable, "-m", "pdlightning", *FAST, *words(rank)]
+        ranks.append(
+            subprocess.Popen(call, cwd=folder, env=environment(folder) | variables, stderr=subprocess.PIPE, text=True)
         )
-    for process in processes:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 1 and "Rank 1 has another config than rank 0" in said, said[-2000:]
+    return [(process.wait(), said) for process in ranks for _, said in [process.communicate(timeout=120)]]
+
+
+def test_ranks_with_different_configs_all_say_so(tmp_path: Path) -> None:
+    for code, said in started_by_hand(tmp_path, lambda rank: [f"seed={rank}", "hydra.run.dir=run"]):
+        assert code == 1 and "Rank 1 has another config than rank 0" in said, said[-2000:]
         assert "seed" in said
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_ranks_that_began_in_different_seconds_share_the_folder_of_the_first(tmp_path: Path) -> None:
+    for code, said in started_by_hand(tmp_path, lambda rank: [f"hydra.run.dir=second_{rank}"]):
+        assert code == 0, said[-2000:]
+    assert (tmp_path / "second_0" / "summary.json").is_file() and not (tmp_path / "second_1").exists()
 
 
 def test_a_sharded_model_is_evaluated_and_drawn_like_a_whole_one(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pdlightning.functional.derivatives import refuse_second_derivative
 from pdlightning.functional.kl import (
     kl_gradient_of_rows,
     kl_of_rows,
-    refuse_second_derivative,
     row_chunks,
     sum_of_chunks,
     summing_dtype,
@@ -83,7 +83,7 @@ class ChunkedPatternKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
+        refuse_second_derivative("The KL of attention patterns")
         clean_q, clean_k, q, k = ctx.saved_tensors
         q_gradient, k_gradient = torch.empty_like(q), torch.empty_like(k)
         with torch.autocast(q.device.type, enabled=False):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pdlightning.functional.derivatives import refuse_second_derivative
 from pdlightning.functional.losses import Pair
 
 IGNORED = -100
@@ -94,12 +95,6 @@ def kl_gradient_of_rows(
     return log_q.exp_().sub_(log_p.exp_())
 
 
-def refuse_second_derivative() -> None:
-    """For a backward without a derivative of its own: in it, grad is enabled only for `create_graph`."""
-    if torch.is_grad_enabled():
-        raise RuntimeError("KL has a first derivative only: call backward or autograd.grad without create_graph.")
-
-
 class ChunkedKL(torch.autograd.Function):
     """`kl_of_rows`, whose backward computes the softmaxes again: two more exponentials, and nothing to keep."""
 
@@ -110,7 +105,7 @@ class ChunkedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        refuse_second_derivative()
+        refuse_second_derivative("KL")
         clean, masked, clean_normalizer = ctx.saved_tensors
         gradient = torch.empty_like(masked)
         for i in row_chunks(masked, masked.shape[1]):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from pdlightning.functional.derivatives import refuse_second_derivative
 
 Pair = tuple[Tensor, int]
 """(sum, count): adds over samples, sites and batches; the value is sum / count at the very end (spec R4)."""
@@ -42,7 +44,25 @@ def _square_sum(x: Tensor) -> Tensor:
 
 def lp_penalty(u: Float[Tensor, "*shape"], p: Tensor | float, eps: float = 1e-12) -> Float[Tensor, "*shape"]:
     """phi(u) = (u + eps)^p (spec L3)."""
-    return (u + eps) ** p
+    return _Power.apply(u, p, eps)  # type: ignore[return-value]
+
+
+class _Power(torch.autograd.Function):
+    """(u + eps)^p, which keeps u for the backward, and neither u + eps nor the result."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, p: Tensor | float, eps: float) -> Tensor:
+        ctx.save_for_backward(u, p if isinstance(p, Tensor) else None)
+        ctx.number, ctx.eps = None if isinstance(p, Tensor) else p, eps
+        return (u + eps) ** p
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        refuse_second_derivative("The penalty")
+        (u, p), (g,) = ctx.saved_tensors, gradients
+        above, p = u + ctx.eps, ctx.number if p is None else p
+        of_p = (g * above**p * above.log()).sum() if ctx.needs_input_grad[1] else None
+        return g * (p * above ** (p - 1)), of_p, None
 
 
 def smooth_l0_penalty(

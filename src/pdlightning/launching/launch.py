@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,11 @@ def joined(config: dict[str, Any], folder: Path) -> Iterator[Path]:
             f"Rank {rank} of {ranks} has waited {PATIENCE.total_seconds():.0f} s for the others. Have all been started,"
             f" and can they reach each other? ({' '.join(str(error).split())[:200]})"
         ) from error
-    yield agreed_folder(config, folder)
+    same_folder = agreed_folder(config, folder)
+    if same_folder != folder:  # Hydra has made one for each rank, by the second that it began in
+        with suppress(OSError):
+            folder.rmdir()
+    yield same_folder
     gc.collect()  # a DistributedDataParallel must be gone before its group is
     dist.destroy_process_group()
 

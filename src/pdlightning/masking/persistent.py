@@ -107,7 +107,7 @@ class PersistentPGD(Source):
         masks = {s: interpolate_mask(lower[s], self.at_positions(observation, term, s, "source")) for s in sites}
         if not self.delta:
             return Masks(masks, None)
-        deltas = {s: self.at_positions(observation, term, s, "delta").squeeze(-1) for s in sites}
+        deltas = {s: self.at_positions(observation, term, s, "delta").squeeze(-1).to(lower[s].dtype) for s in sites}
         return Masks(masks, {s: delta.expand(observation.leading) for s, delta in deltas.items()})
 
     def at_positions(self, observation: Observation, term: str, site: str, what: str) -> Tensor:
@@ -117,7 +117,7 @@ class PersistentPGD(Source):
         value = self.value_of(held, observation, term=term)
         if self.parameterisation == "sigmoid":
             value = value.sigmoid()
-        return for_samples(value, observation).to(observation.ci.lower[site].dtype)
+        return for_samples(value, observation)
 
     def value_of(self, held: HeldSource, observation: Observation, *, term: str) -> Tensor:
         return held.leaf

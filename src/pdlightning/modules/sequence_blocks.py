@@ -138,8 +138,11 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "batch sequence d_model"]) -> Float[Tensor, "batch sequence d_model"]:
         if not self.checkpoint_activations:
             return self.compute(x)
-        # Nothing in a block is random, and the state of the global generator is not ours to touch (spec D1).
-        return checkpoint(self.compute, x, use_reentrant=False, preserve_rng_state=False)
+        # Autocast would keep its copies of the weights until the end of the forward; the backward makes them again.
+        device = x.device.type
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False):
+            # Nothing in a block is random, and the state of the global generator is not ours to touch (spec D1).
+            return checkpoint(self.compute, x, use_reentrant=False, preserve_rng_state=False)
 
     def compute(self, x: Float[Tensor, "batch sequence d_model"]) -> Float[Tensor, "batch sequence d_model"]:
         if self.attention is not None:

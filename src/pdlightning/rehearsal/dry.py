@@ -38,8 +38,9 @@ class StepCost:
     Args:
         flops: of all matrix products and attention, forward and backward, adversaries and the frozen target included. A
             product of (a, b) and (b, c) is 2abc; attention counts all pairs of positions.
-        activations: bytes; the greatest sum, at any moment, of all that lives beside parameters, their gradients,
-            optimizer and persistent sources. torch.compile keeps less, an allocator rounds up and leaves gaps.
+        activations: bytes; with the gradients of all parameters the greatest sum, at any moment, of what lives beside
+            parameters, optimizer and persistent sources. Most gradients come when most of the rest has gone.
+            torch.compile keeps less, an allocator rounds up and leaves gaps.
         sources: bytes of persistent sources with the moments of their ascents.
     """
 
@@ -67,31 +68,38 @@ class DryDecomposition:
             raise not_countable(error) from error
         self.device = next(self.copy.parameters()).device
 
-    def cost(self, batch: Any, *, samples: int | None = None) -> StepCost:
+    def cost(self, batch: Any, *, samples: int | None = None, gradients_kept: bool = False) -> StepCost:
         """What the first step costs on a batch like this one; with `samples`, if it had so many.
+
+        Args:
+            gradients_kept: all gradients are there at all times, as where batches are accumulated.
 
         Raises:
             NotCountable: the shape of something depends on numbers, or the code knows no such tensors.
         """
         try:
             with self.mode, columns_of_their_own(), chunks_of_a_device(), as_the_only_rank():
-                return self.counted(self.without_numbers(batch, samples))
+                return self.counted(self.without_numbers(batch, samples), gradients_kept)
         except Exception as error:  # of a target that is somebody else's code
             raise not_countable(error) from error
 
-    def counted(self, batch: Any) -> StepCost:
+    def counted(self, batch: Any, gradients_kept: bool) -> StepCost:
         copy, counter = self.copy, Counter()
         copy.steps = 1
         copy.set_progress(0)
-        for parameter in copy.parameters():
-            parameter.register_post_accumulate_grad_hook(counter.forget_gradient)
+        if gradients_kept:  # they are no part of what comes and goes
+            for parameter in copy.parameters():
+                parameter.register_post_accumulate_grad_hook(counter.forget_gradient)
+        for x in (*copy.parameters(), *copy.buffers(), *copy.target.parameters(), *copy.target.buffers()):
+            counter.made[id(x.untyped_storage())] = 0  # a view of it makes nothing
         with counter:
             with mixed_precision(self.precision, self.device):
                 total = copy._compute_step(batch, copy.step_now, None, None).total
             total.backward()
         held = [m for m in copy.modules() if isinstance(m, HeldSource)]
         sources = sum(size(x) for source in held for x in source.buffers())
-        return StepCost(counter.flops, max(counter.peak - sources, 0), sources)
+        gradients = 0 if gradients_kept else sum(size(p.grad) for p in copy.parameters() if p.grad is not None)
+        return StepCost(counter.flops, max(counter.peak - sources - gradients, 0), sources)
 
     def without_numbers(self, batch: Any, samples: int | None) -> Any:
         tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim]

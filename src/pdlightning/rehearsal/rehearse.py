@@ -39,9 +39,15 @@ def rehearse(config: Config, source: Recipe | nn.Module, start: Start | None) ->
     batch_size = getattr(data, "batch_size", None)
     check_losses(config, decomposition, batch_size=batch_size)
     batch = next(iter(data.val_dataloader()))
-    samples = batch_size // (runtime["devices"] * runtime["nodes"]) if isinstance(batch_size, int) else None
-    precision = runtime["precision"]
-    sizes = sizes_of(decomposition, batch, precision=precision, samples=samples, shards=shards_of(runtime))
+    ranks, precision = runtime["devices"] * runtime["nodes"], runtime["precision"]
+    sizes = sizes_of(
+        decomposition,
+        batch,
+        precision=precision,
+        samples=batch_size // ranks if isinstance(batch_size, int) else None,
+        shards=shards_of(runtime),
+        gradients_kept=ranks > 1 or runtime["accumulate"] > 1,  # in the buckets of DistributedDataParallel
+    )
     sizes.check(runtime)
     with mixed_precision(precision, torch.device("cpu")):
         measured = try_out(config, decomposition, evaluation, batch)

@@ -128,12 +128,22 @@ class Sizes:
 
 
 def sizes_of(
-    decomposition: ParameterDecomposition, batch: Any, *, precision: str, samples: int | None = None, shards: int = 1
+    decomposition: ParameterDecomposition,
+    batch: Any,
+    *,
+    precision: str,
+    samples: int | None = None,
+    shards: int = 1,
+    gradients_kept: bool = False,
 ) -> Sizes:
-    """The sizes of a training on batches like this one; with `samples`, if a rank had so many of it."""
+    """The sizes of a training on batches like this one; with `samples`, if a rank had so many of it.
+
+    `gradients_kept`: from one step to the next, and through its forward.
+    """
     step, reason = None, ""
     try:
-        step = DryDecomposition(decomposition, precision=precision).cost(batch, samples=samples)
+        dry = DryDecomposition(decomposition, precision=precision)
+        step = dry.cost(batch, samples=samples, gradients_kept=gradients_kept)
     except NotCountable as error:
         reason = str(error)
     trained = [*decomposition.components.parameters(), *decomposition.model.ci_fn.parameters()]
