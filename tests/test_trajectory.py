@@ -31,7 +31,7 @@ from parity import (
 from torch import Tensor
 
 from pdlightning import ParameterDecomposition
-from pdlightning.functional import components
+from pdlightning.functional import derivatives
 from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, Loss, ReconstructionLoss
 from pdlightning.optimization import AdamW, FaithfulnessWarmup
 from pdlightning.schedules import Anneal, Schedule
@@ -42,9 +42,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.fixture(autouse=True)
-def masked_products_of_large_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is computed again above a size, is so here; elsewhere the oracle meets models below it."""
-    monkeypatch.setattr(components, "LARGE", 1)
+def as_in_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed again above a size is so here. Elsewhere the oracle meets models below it."""
+    monkeypatch.setattr(derivatives, "LARGE", 1)
 
 
 class History(Callback):

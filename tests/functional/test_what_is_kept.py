@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pdlightning import functional as pf
-from pdlightning.functional import components
+from pdlightning.functional import derivatives
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -55,12 +55,12 @@ FORMULAS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tup
 }
 
 
-@pytest.mark.parametrize("large", [1, components.LARGE])
+@pytest.mark.parametrize("large", [1, derivatives.LARGE])
 @pytest.mark.parametrize("name", list(FORMULAS))
 def test_values_and_gradients_are_those_of_the_plain_formula(
     name: str, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(components, "LARGE", large)
+    monkeypatch.setattr(derivatives, "LARGE", large)
     ours, plain, shapes = FORMULAS[name]
     leaves = [uniform(*shape, seed=i) for i, shape in enumerate(shapes)]
     runs = []
@@ -70,6 +70,17 @@ def test_values_and_gradients_are_those_of_the_plain_formula(
         runs.append([value, *torch.autograd.grad((value * weights).sum(), leaves)])
         one = torch.autograd.grad((formula(*leaves) * weights).sum(), leaves[:1])
         torch.testing.assert_close(one[0], runs[-1][1], rtol=1e-12, atol=1e-12)
+    for found, expected in zip(*runs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["a source that samples share", "penalty with p", "mask and delta"])
+def test_a_compiler_takes_it_in_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derivatives, "LARGE", 1)
+    ours, _, shapes = FORMULAS[name]
+    leaves = [uniform(*shape, seed=i) for i, shape in enumerate(shapes)]
+    compiled = torch.compile(ours, backend="aot_eager_decomp_partition", fullgraph=True)
+    runs = [[value, *torch.autograd.grad(value.sum(), leaves)] for value in (ours(*leaves), compiled(*leaves))]
     for found, expected in zip(*runs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -92,7 +103,7 @@ def test_of_a_masked_product_nothing_of_its_size_is_kept_but_what_came_in(monkey
     a, U, mask, u, p = uniform(3, 4, 5), uniform(5, 2), uniform(3, 4, 5), uniform(3, 4), torch.tensor(0.7)
     source = torch.rand(1, 4, 5).requires_grad_()
     assert len(kept_by(lambda: product(a, U, mask), a, U, mask)) == 1, "a toy keeps a * m"
-    monkeypatch.setattr(components, "LARGE", 1)
+    monkeypatch.setattr(derivatives, "LARGE", 1)
     assert kept_by(lambda: product(a, U, mask), a, U, mask) == []
     assert kept_by(lambda: pf.interpolate_mask(mask, source), mask, source) == []
     assert kept_by(lambda: pf.lp_penalty(u, p), u, p) == []
@@ -100,18 +111,18 @@ def test_of_a_masked_product_nothing_of_its_size_is_kept_but_what_came_in(monkey
 
 @pytest.mark.parametrize("name", ["penalty", "a source of its own", "mask"])
 def test_no_second_derivative_is_given_that_would_be_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(components, "LARGE", 1)
+    monkeypatch.setattr(derivatives, "LARGE", 1)
     formula, _, shapes = FORMULAS[name]
     leaves = [uniform(*shape) for shape in shapes]
     with pytest.raises(RuntimeError, match="first derivative only"):
         torch.autograd.grad(formula(*leaves).sum(), leaves, create_graph=True)
 
 
-@pytest.mark.parametrize("large", [1, components.LARGE])
+@pytest.mark.parametrize("large", [1, derivatives.LARGE])
 def test_under_autocast_products_and_their_gradients_are_those_of_bfloat16(
     large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(components, "LARGE", large)
+    monkeypatch.setattr(derivatives, "LARGE", large)
     a, U, mask = (x.detach().float().requires_grad_() for x in (uniform(3, 5), uniform(5, 2), uniform(3, 5, seed=1)))
     with torch.autocast("cpu", torch.bfloat16):
         value = product(a.bfloat16(), U, mask.bfloat16())

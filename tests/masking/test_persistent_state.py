@@ -27,6 +27,7 @@ from torch import Tensor
 from pdlightning import ParameterDecomposition
 from pdlightning.callbacks import Evaluate
 from pdlightning.checkpoints import AtomicCheckpointIO
+from pdlightning.functional import derivatives
 from pdlightning.masking import (
     PGD,
     AdamAscent,
@@ -397,8 +398,11 @@ def test_impossible_adversaries_are_refused(make: Any, said: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("data", ["vectors", "tokens"])
-def test_a_compiled_training_is_the_eager_one(data: str) -> None:
+@pytest.mark.parametrize(
+    ("data", "large"), [("vectors", derivatives.LARGE), ("tokens", derivatives.LARGE), ("tokens", 1)]
+)
+def test_a_compiled_training_is_the_eager_one(data: str, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derivatives, "LARGE", large)
     terms = config_of(["adam by sample", "pool", "merged"])
     eager, compiled = decomposition(terms, data), decomposition(terms, data, compile=True)
     compiled.compiled_step = torch.compile(compiled._compute_step, backend="aot_eager")

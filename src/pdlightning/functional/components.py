@@ -9,17 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from pdlightning.functional.derivatives import refuse_second_derivative
-
-LARGE = 2**20
-"""From so many numbers on, x V times its mask is computed twice instead of kept. It would slow a toy down."""
+from pdlightning.functional.derivatives import large, refuse_second_derivative
 
 
 def interpolate_mask(
     ci: Float[Tensor, "*leading C"], source: Float[Tensor, "*leading C"]
 ) -> Float[Tensor, "*leading C"]:
     """m = ci + (1 - ci) * r, in the dtype of ci: what ci does not claim is filled by the source (spec 1)."""
-    if source.requires_grad:
+    if large(ci):
         return _Interpolation.apply(ci, source)  # type: ignore[return-value]
     return ci + (1 - ci) * source.to(ci.dtype)
 
@@ -34,7 +31,7 @@ class _Interpolation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        refuse_second_derivative("A mask of a source that climbs")
+        refuse_second_derivative("A large mask")
         (ci, source), (g,) = ctx.saved_tensors, gradients
         of_ci, of_source = ctx.needs_input_grad
         return (
@@ -87,7 +84,7 @@ def masked_product(
 
 
 def _times(a: Float[Tensor, "*leading C"], m: Tensor, U: Float[Tensor, "C d_out"]) -> Float[Tensor, "*leading d_out"]:
-    return (a * m) @ U if a.numel() < LARGE else _MaskedProduct.apply(a, m, U)  # type: ignore[return-value]
+    return _MaskedProduct.apply(a, m, U) if large(a) else (a * m) @ U  # type: ignore[return-value]
 
 
 class _MaskedProduct(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pdlightning.functional.derivatives import refuse_second_derivative
+from pdlightning.functional.derivatives import large, refuse_second_derivative
 
 Pair = tuple[Tensor, int]
 """(sum, count): adds over samples, sites and batches; the value is sum / count at the very end (spec R4)."""
@@ -44,7 +44,7 @@ def _square_sum(x: Tensor) -> Tensor:
 
 def lp_penalty(u: Float[Tensor, "*shape"], p: Tensor | float, eps: float = 1e-12) -> Float[Tensor, "*shape"]:
     """phi(u) = (u + eps)^p (spec L3)."""
-    return _Power.apply(u, p, eps)  # type: ignore[return-value]
+    return _Power.apply(u, p, eps) if large(u) else (u + eps) ** p  # type: ignore[return-value]
 
 
 class _Power(torch.autograd.Function):
@@ -58,7 +58,7 @@ class _Power(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        refuse_second_derivative("The penalty")
+        refuse_second_derivative("A large penalty")
         (u, p), (g,) = ctx.saved_tensors, gradients
         above, p = u + ctx.eps, ctx.number if p is None else p
         of_p = (g * above**p * above.log()).sum() if ctx.needs_input_grad[1] else None
