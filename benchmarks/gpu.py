@@ -32,12 +32,20 @@ Row = dict[str, Any]
 AGREEING = ("tms_5-2", "resid_mlp3", "lm")
 TIMED = {
     "tms_5-2": [("fp32", "eager"), ("fp32", "compiled"), ("fp32", "graphs"), ("bf16", "eager")],
-    "lm": [("fp32", "eager"), ("bf16", "compiled"), ("bf16", "eager"), ("tf32", "eager"), ("fp32", "compiled")],
+    "lm": [
+        ("fp32", "eager"),
+        ("bf16", "compiled"),
+        ("bf16", "eager"),
+        ("bf16", "checkpointed"),
+        ("tf32", "eager"),
+        ("fp32", "compiled"),
+    ],
     "lm-64": [("bf16", "eager"), ("bf16", "compiled")],
     "resid_mlp3": [("fp32", "eager"), ("fp32", "compiled"), ("fp32", "graphs"), ("bf16", "eager")],
 }
 """(precision, mode) of the rows of each case. `lm` is the 4-layer language model with a batch of 8 x 512, `lm-64` of
-64 x 512 tokens; `graphs` is torch.compile with mode="reduce-overhead", that is CUDA graphs."""
+64 x 512 tokens. `checkpointed` is eager, the blocks of the ci function computed twice; `graphs` is torch.compile with
+mode="reduce-overhead", that is CUDA graphs."""
 NOT_ON_CPU = {
     "tms_5-2": {("fp32", "graphs")},
     "lm": {("tf32", "eager"), ("bf16", "compiled"), ("fp32", "compiled")},

@@ -22,10 +22,11 @@ from pdlightning.compiling import Compile
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.masking import AdamAscent, AllSites, Binomial, PersistentPGD
 from pdlightning.metrics import OutputMSE, ReconstructionLoss
+from pdlightning.modules.sequence_blocks import Block
 from pdlightning.schedules import Anneal, Schedule
 
 Precision = Literal["fp32", "tf32", "bf16"]
-Mode = Literal["eager", "compiled", "graphs"]
+Mode = Literal["eager", "checkpointed", "compiled", "graphs"]
 COMPARED_STEPS = 3
 """The first steps from the same start, whose losses are compared; an adversary has climbed nine times in them."""
 
@@ -144,16 +145,28 @@ def agreement(case: str, *, device: str, small: bool) -> list[dict[str, Any]]:
     ]
 
 
+def checkpointed(decomposition: ParameterDecomposition, twice: bool) -> None:
+    """Whether the blocks of the ci function are computed twice instead of kept."""
+    for module in decomposition.model.ci_fn.modules():
+        if isinstance(module, Block):
+            module.checkpoint_activations = twice
+
+
+def cast_target(decomposition: ParameterDecomposition) -> None:
+    for parameter in decomposition.target.parameters():  # V and U, which require grad, are in there as well
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+
+
 def measure(case: str, precision: Precision, mode: Mode, *, device: str, small: bool) -> dict[str, Any]:
     """Losses of the first steps; then ms, GB at most, host waits and (eager) FLOPs of a step."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     before = resident()
     compile: Compile = "graphs" if mode == "graphs" else mode == "compiled"
     decomposition, batch = build(case, compile=compile, small=small)
+    checkpointed(decomposition, mode == "checkpointed")
     if precision == "bf16":
-        for parameter in decomposition.target.parameters():  # V and U, which require grad, are in there as well
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.bfloat16()
+        cast_target(decomposition)
     batch = place(decomposition, batch, device)
     step = stepping(decomposition, batch, precision)
     losses = [values(step()) for _ in range(COMPARED_STEPS)]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from pdlightning import ParameterDecomposition
 from pdlightning.config import ConfigError
+from pdlightning.functional import derivatives
 from pdlightning.masking import (
     PGD,
     AdamAscent,
@@ -28,9 +29,11 @@ from pdlightning.masking import (
 )
 from pdlightning.metrics import FaithfulnessLoss, ImportanceMinimalityLoss, OutputKL, OutputMSE, ReconstructionLoss
 from pdlightning.modules import GlobalTransformer, ScalarMLP, SharedMLP
+from pdlightning.modules.sequence_blocks import Block
 from pdlightning.rehearsal import sizes
 from pdlightning.rehearsal.dry import DryDecomposition
 from pdlightning.rehearsal.sizes import SiteSize, Sizes, sizes_of
+from pdlightning.runtime import mixed_precision
 from pdlightning.targets.language import GPT2Simple
 from pdlightning.targets.tms import TMS
 
@@ -110,13 +113,15 @@ def test_the_certain_part_is_what_the_tensors_of_a_step_measure(source: str | No
     assert (told["persistent sources"] > 0) == (source is not None)
 
 
-def peak_of_a_step(pd: ParameterDecomposition, batch: Tensor) -> int:
+def peak_of_a_step(pd: ParameterDecomposition, batch: Tensor, precision: str) -> int:
     """The most bytes beyond those before, as the allocator saw them; sources and constants are there already."""
     pd.steps = 1
     pd.set_progress(0)
 
     def step() -> None:
-        pd._compute_step(batch, pd.step_now, None, None).total.backward()
+        with mixed_precision(precision, torch.device("cpu")):
+            total = pd._compute_step(batch, pd.step_now, None, None).total
+        total.backward()
         pd.after_backward()
 
     step()
@@ -131,12 +136,25 @@ def peak_of_a_step(pd: ParameterDecomposition, batch: Tensor) -> int:
     return peak
 
 
-@pytest.mark.parametrize("case", [tms, language_model])
-def test_activations_are_told_from_above_within_a_tenth(case: Any):
+@pytest.mark.parametrize("large", [1, derivatives.LARGE])
+@pytest.mark.parametrize(
+    ("case", "precision", "twice"),
+    [
+        (tms, "32-true", False),
+        *((language_model, p, twice) for p in ("32-true", "bf16-mixed") for twice in (False, True)),
+    ],
+)
+def test_activations_are_told_from_above_within_a_tenth(
+    case: Any, precision: str, twice: bool, large: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(derivatives, "LARGE", large)
     pd, batch = case()
-    told, kept = (sizes_of(pd, batch, precision="32-true", gradients_kept=kept) for kept in (False, True))
+    for module in pd.model.ci_fn.modules():
+        if isinstance(module, Block):
+            module.checkpoint_activations = twice
+    told, kept = (sizes_of(pd, batch, precision=precision, gradients_kept=kept) for kept in (False, True))
     assert told.step is not None and kept.step is not None
-    peak = peak_of_a_step(pd, batch)
+    peak = peak_of_a_step(pd, batch, precision)
     together = told.step.activations + told.parameter_bytes
     assert peak <= together <= 1.1 * peak
     assert told.step.activations <= kept.step.activations <= together, "gradients take room that others have left"
