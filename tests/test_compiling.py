@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from adversaries import config_of, decomposition, quiet
 from parity import batch_of
+from rehearsal.test_sizes import language_model
+from torch._functorch import config as functorch
 
-from pdlightning.compiling import check_graphs, compiled
+from pdlightning.compiling import KEPT, check_graphs, compiled
 from pdlightning.config import ConfigError
+from pdlightning.functional import derivatives
 from pdlightning.schema import check_settings
 
 
@@ -35,6 +39,45 @@ def test_every_step_as_graphs_begins_anew(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     step = compiled(lambda: MarkStepBox.mark_step_counter, "graphs")
     assert step is not None and step() != step()
+
+
+@pytest.mark.parametrize("asked", [True, "graphs"])
+@pytest.mark.parametrize("less", [False, True])
+def test_a_compiler_is_told_to_keep_less_where_activations_are_computed_twice(
+    asked: Any, less: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    step = compiled(lambda: functorch.activation_memory_budget, asked, keep_less=less)
+    assert step is not None and step() == (KEPT if less else 1.0)
+    assert functorch.activation_memory_budget == 1.0, "of other people's graphs they keep what they like"
+
+
+@pytest.mark.usefixtures("float64")
+def test_what_a_compiled_step_does_not_keep_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derivatives, "LARGE", 1)
+    original, kept, gradients = torch.compile, [], []
+    monkeypatch.setattr(torch, "compile", partial(original, backend="aot_eager_decomp_partition"))
+    for less in (False, True):
+        torch.compiler.reset()
+        pd, batch = language_model()
+        pd.compiled_step = compiled(pd._compute_step, True, keep_less=less)
+        pd.steps = 1
+        pd.set_progress(0)
+        held: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, held: dict[int, int] = held) -> torch.Tensor:
+            held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            total = pd.compute_step(batch, pd.step_now).total
+        total.backward()
+        own = {x.untyped_storage().data_ptr() for x in (*pd.parameters(), *pd.buffers(), *pd.target.parameters())}
+        kept.append(sum(size for place, size in held.items() if place not in own))
+        gradients.append([p.grad for p in pd.parameters() if p.grad is not None])
+    assert kept[1] < 0.6 * kept[0], kept
+    for whole, less in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, less, rtol=1e-10, atol=1e-12)
 
 
 def test_eager_is_not_compiled_and_other_words_are_refused() -> None:

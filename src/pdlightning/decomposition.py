@@ -100,7 +100,8 @@ class ParameterDecomposition(Editing, Pretrained, LightningModule):
         self.register_buffer("step_now", torch.zeros((), dtype=torch.int32), persistent=False)
         self.register_buffer("part_now", torch.zeros((), dtype=torch.int32), persistent=False)
         self.micro_batches = 1
-        self.compiled_step, self.as_graphs = compiled(self._compute_step, compile), compile == "graphs"
+        self.compiled_step = compiled(self._compute_step, compile, keep_less=ci_fn.checkpoint_activations)
+        self.as_graphs = compile == "graphs"
         self.primed = False
 
     @property

@@ -59,6 +59,8 @@ class CIFunction(nn.Module):
     """
 
     reads: Literal["input", "component"] = "input"
+    checkpoint_activations: bool = False
+    """Whether it computes again what is large, in the backward; a compiled step then keeps less of its own, too."""
 
     def build(self, shapes: Mapping[str, CIShape], *, seed: int) -> None:
         """Make the parameters, drawn by the key (seed, name)."""

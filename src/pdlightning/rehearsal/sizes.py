@@ -27,9 +27,9 @@ STEP_NUMBER = 4
 FLOP = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"]
 REMEDY = (
     "What makes it smaller: a smaller C (pd.sites), a smaller ci function (ci_fn), precision=bf16 or"
-    " runtime.target_dtype=bfloat16 for the frozen target, runtime.checkpoint_activations=true where the ci function is a"
-    " transformer, a smaller data.batch_size or more devices that share it (runtime.devices), or persistent sources that"
-    " positions share (loss.*.source.scope)."
+    " runtime.target_dtype=bfloat16 for the frozen target, runtime.checkpoint_activations=true where the ci function"
+    " is a transformer, a smaller data.batch_size or more devices that share it (runtime.devices), or persistent"
+    " sources that positions share (loss.*.source.scope)."
 )
 
 
