@@ -22,11 +22,10 @@ from pdlightning.compiling import Compile
 from pdlightning.decomposition import ParameterDecomposition
 from pdlightning.masking import AdamAscent, AllSites, Binomial, PersistentPGD
 from pdlightning.metrics import OutputMSE, ReconstructionLoss
-from pdlightning.modules.sequence_blocks import Block
 from pdlightning.schedules import Anneal, Schedule
 
 Precision = Literal["fp32", "tf32", "bf16"]
-Mode = Literal["eager", "checkpointed", "compiled", "graphs"]
+Mode = Literal["eager", "eager, twice", "compiled", "compiled, twice", "graphs"]
 COMPARED_STEPS = 3
 """The first steps from the same start, whose losses are compared; an adversary has climbed nine times in them."""
 
@@ -41,6 +40,10 @@ HEADLINE_SITES = {
     "h.*.c_fc": 2560,
     "h.*.down_proj": 2560,
 }
+MIDDLING = Shape(
+    layers=2, d=256, heads=4, d_mlp=1024, vocab=8192, sequence=256, batch=8, ci_d=512, ci_blocks=4, ci_heads=8
+)
+"""A CPU takes its steps in seconds, and what they keep is gigabytes."""
 SMALL = Shape(
     layers=1, d=32, heads=4, d_mlp=64, vocab=128, sequence=16, batch=4, C=32, ci_d=32, ci_blocks=1, ci_heads=4
 )
@@ -57,8 +60,11 @@ def resid_mlp3(*, batch_size: int, C: int, hidden: int) -> Recipe:
     )
 
 
-def build(case: str, *, compile: Compile, small: bool) -> tuple[ParameterDecomposition, Tensor]:
-    """A decomposition at its start and its batch, on the CPU. The shapes of the spec (section 9), unless `small`."""
+def build(case: str, *, compile: Compile, small: bool, twice: bool = False) -> tuple[ParameterDecomposition, Tensor]:
+    """A decomposition at its start and its batch, on the CPU. The shapes of the spec (section 9), unless `small`.
+
+    `twice`: the blocks of the ci function of a language model are computed again in the backward.
+    """
     if case == "tms_5-2":
         recipe = RECIPES[case]
         fewer = recipe._replace(batch=partial(sparse_features, 64, 5, 0.0, 0.05))
@@ -66,7 +72,7 @@ def build(case: str, *, compile: Compile, small: bool) -> tuple[ParameterDecompo
     if case == "resid_mlp3":
         sizes = dict(batch_size=64, C=20, hidden=8) if small else dict(batch_size=2048, C=500, hidden=128)
         return our_toy(resid_mlp3(**sizes), compile=compile)
-    shape = HEADLINE._replace(batch=64 if case == "lm-64" else 8)
+    shape = MIDDLING if case == "lm-cpu" else HEADLINE._replace(batch=64 if case == "lm-64" else 8)
     if small:
         shape = SMALL._replace(batch=shape.batch // 2)
     return our_language_model(
@@ -76,6 +82,7 @@ def build(case: str, *, compile: Compile, small: bool) -> tuple[ParameterDecompo
         p=Anneal(start=2.0, end=0.4),
         lr=Schedule(start=5e-5, kind="cosine", final_frac=0.1),
         source_lr=Schedule(start=0.01, warmup_frac=0.025),
+        twice=twice,
     )
 
 
@@ -145,13 +152,6 @@ def agreement(case: str, *, device: str, small: bool) -> list[dict[str, Any]]:
     ]
 
 
-def checkpointed(decomposition: ParameterDecomposition, twice: bool) -> None:
-    """Whether the blocks of the ci function are computed twice instead of kept."""
-    for module in decomposition.model.ci_fn.modules():
-        if isinstance(module, Block):
-            module.checkpoint_activations = twice
-
-
 def cast_target(decomposition: ParameterDecomposition) -> None:
     for parameter in decomposition.target.parameters():  # V and U, which require grad, are in there as well
         if not parameter.requires_grad:
@@ -162,9 +162,8 @@ def measure(case: str, precision: Precision, mode: Mode, *, device: str, small: 
     """Losses of the first steps; then ms, GB at most, host waits and (eager) FLOPs of a step."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     before = resident()
-    compile: Compile = "graphs" if mode == "graphs" else mode == "compiled"
-    decomposition, batch = build(case, compile=compile, small=small)
-    checkpointed(decomposition, mode == "checkpointed")
+    compile: Compile = "graphs" if mode == "graphs" else mode.startswith("compiled")
+    decomposition, batch = build(case, compile=compile, small=small, twice=mode.endswith("twice"))
     if precision == "bf16":
         cast_target(decomposition)
     batch = place(decomposition, batch, device)

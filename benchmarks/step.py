@@ -94,8 +94,13 @@ def our_toy(recipe, *, compile: Any, more_losses=None):
     return decomposition, batch
 
 
-def our_language_model(*, compile: Any, shape=None, sites=None, p: Any = 1.0, lr: Any = 5e-5, source_lr: Any = 0.01):
-    """The recipe of `plain_lm.py` through ParameterDecomposition; by default every site has the C of the shape."""
+def our_language_model(
+    *, compile: Any, shape=None, sites=None, p: Any = 1.0, lr: Any = 5e-5, source_lr: Any = 0.01, twice: bool = False
+):
+    """The recipe of `plain_lm.py` through ParameterDecomposition; by default every site has the C of the shape.
+
+    `twice`: what is large is computed again in the backward.
+    """
     from plain_lm import ADAM_BETAS, Shape, target_of, tokens_of
 
     from pdlightning.decomposition import ParameterDecomposition
@@ -116,8 +121,12 @@ def our_language_model(*, compile: Any, shape=None, sites=None, p: Any = 1.0, lr
         target=target_of(shape),
         sites=sites or {"h.*.attn.*_proj": shape.C, "h.*.c_fc": shape.C, "h.*.down_proj": shape.C},
         ci_fn=GlobalTransformer(
-            d_model=shape.ci_d, n_blocks=shape.ci_blocks, n_heads=shape.ci_heads, mlp_hidden=[4 * shape.ci_d]
-        ),
+            d_model=shape.ci_d,
+            n_blocks=shape.ci_blocks,
+            n_heads=shape.ci_heads,
+            mlp_hidden=[4 * shape.ci_d],
+            checkpoint_activations=twice,
+        ),  # fmt: skip
         losses={
             "faithfulness": FaithfulnessLoss(coeff=1e7),
             "importance_minimality": ImportanceMinimalityLoss(coeff=2e-4, p=p, beta=0.5),

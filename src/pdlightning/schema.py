@@ -35,7 +35,8 @@ class Runtime:
         target_dtype: of the weights of the frozen target, cast once; None: as it was made.
         compile: torch.compile the step; `graphs` replays it as CUDA graphs too, on one GPU. That is not measured yet.
         accumulate: batches whose gradients are averaged into one step.
-        checkpoint_activations: of the ci function's transformers, computed a second time instead of kept.
+        checkpoint_activations: of the ci function's transformers, computed a second time instead of kept; of a compiled
+            step more than these.
         threads: of torch on the CPU, or None for its own choice.
         keep_memory: glibc keeps freed blocks.
     """
