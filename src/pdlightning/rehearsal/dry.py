@@ -40,7 +40,7 @@ class StepCost:
             product of (a, b) and (b, c) is 2abc; attention counts all pairs of positions.
         activations: bytes; with the gradients of all parameters the greatest sum, at any moment, of what lives beside
             parameters, optimizer and persistent sources. Most gradients come when most of the rest has gone.
-            torch.compile keeps less, an allocator rounds up and leaves gaps.
+            torch.compile keeps what it chooses, an allocator rounds up and leaves gaps.
         sources: bytes of persistent sources with the moments of their ascents.
     """
 
