@@ -113,7 +113,7 @@ def test_the_certain_part_is_what_the_tensors_of_a_step_measure(source: str | No
     assert (told["persistent sources"] > 0) == (source is not None)
 
 
-def peak_of_a_step(pd: ParameterDecomposition, batch: Tensor, precision: str) -> int:
+def peak_of_a_step(pd: ParameterDecomposition, batch: Tensor, precision: str = "32-true") -> int:
     """The most bytes beyond those before, as the allocator saw them; sources and constants are there already."""
     pd.steps = 1
     pd.set_progress(0)
