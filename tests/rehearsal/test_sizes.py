@@ -271,15 +271,17 @@ def test_a_run_that_cannot_fit_is_told_what_it_needs_what_there_is_and_what_help
     monkeypatch.setattr(sizes, "memory_of", lambda _: ("NVIDIA T", together, 1))
     told.check(runtime)
     monkeypatch.setattr(sizes, "memory_of", lambda _: ("NVIDIA T", needed, 1))
-    with pytest.warns(UserWarning, match="may not fit: with activations a training step needs up to .* NVIDIA T has"):
+    expected = "may not fit: with activations a training step needs up to .* NVIDIA T has .*checkpoint_activations=true"
+    with pytest.warns(UserWarning, match=expected):
         told.check(runtime)
     monkeypatch.setattr(sizes, "memory_of", lambda _: ("NVIDIA T", needed - 1, 1))
     expected = (
         r"cannot fit: it needs at least \S+ [kM]B \(frozen target \S+ kB, trained parameters .*, persistent sources "
         r"\S+ [kM]B\), activations not counted, and NVIDIA T has .*a smaller C \(pd.sites\).*precision=bf16"
     )
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError, match=expected) as refused:
         told.check(runtime)
+    assert "checkpoint_activations" not in str(refused.value), "it helps activations alone"
     monkeypatch.setattr(sizes, "memory_of", lambda _: ("this machine", 2 * needed - 1, 2))
     with pytest.raises(ConfigError, match="for 2 ranks that need as much each"):
         told.check(runtime)

@@ -27,9 +27,8 @@ STEP_NUMBER = 4
 FLOP = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"]
 REMEDY = (
     "What makes it smaller: a smaller C (pd.sites), a smaller ci function (ci_fn), precision=bf16 or"
-    " runtime.target_dtype=bfloat16 for the frozen target, runtime.checkpoint_activations=true where the ci function"
-    " is a transformer, a smaller data.batch_size or more devices that share it (runtime.devices), or persistent"
-    " sources that positions share (loss.*.source.scope)."
+    " runtime.target_dtype=bfloat16 for the frozen target, a smaller data.batch_size or more devices that share it"
+    " (runtime.devices), or persistent sources that positions share (loss.*.source.scope)."
 )
 
 
@@ -99,7 +98,8 @@ class Sizes:
         if self.together * sharing > there:
             rank_zero_warn(
                 f"This run may not fit: with activations a training step needs up to {bytes_said(self.together)}, and"
-                f" {device} has {bytes_said(there)}{shared_by(sharing)}. {REMEDY}"
+                f" {device} has {bytes_said(there)}{shared_by(sharing)}. {REMEDY} Activations alone:"
+                " runtime.checkpoint_activations=true, where the ci function is a transformer."
             )
 
     def table(self) -> str:
